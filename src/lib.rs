@@ -1,0 +1,12 @@
+//! Strongroom: an embedded, encrypted key-value storage engine.
+
+pub mod error;
+pub mod io;
+pub mod options;
+pub mod types;
+
+mod cursor;
+mod value;
+
+pub use error::{Error, ErrorKind, Result};
+pub use value::Value;
