@@ -5,8 +5,13 @@ pub mod io;
 pub mod options;
 pub mod types;
 
+mod crypto;
 mod cursor;
 mod value;
 
 pub use error::{Error, ErrorKind, Result};
 pub use value::Value;
+
+#[cfg(debug_assertions)]
+#[doc(hidden)]
+pub use crypto::audit as crypto_audit;

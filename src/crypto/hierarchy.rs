@@ -1,0 +1,264 @@
+//! A table's key, and the keys of its files whose frames each have a key of their own.
+
+use std::io;
+use std::sync::Arc;
+
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use super::kdf::{Expander, LABEL_FILE, LABEL_HEADER, LABEL_STREAM, Owner, block_info};
+use super::secret::wipe_stack;
+use super::suite::{Cipher, NONCE_ZERO};
+use super::{
+    Authentic, Commitment, NotAuthentic, Ordinals, Place, Places, Salt, Secret, StreamKey, StreamSealer, Suite,
+    TAG_BYTES, Tag, Wiped,
+};
+use crate::error::{Error, Result};
+use crate::io::Entropy;
+use crate::types::{FRAME_BYTES_MAX, FileKind, FileNumber, Generation, StoreId, TableId};
+
+/// One generation of a table's key, or of the system key ([`TableId::SYSTEM`]), unwrapped.
+///
+/// The bytes exist once, in the [`Secret`]; every key below is derived when a file is opened or created.
+pub(crate) struct TableKey {
+    secret: Secret,
+    owner: Owner,
+    commitment: Commitment,
+}
+
+impl TableKey {
+    /// The key of this generation of this table of this store.
+    pub(crate) fn new(secret: Secret, store: StoreId, table: TableId, generation: Generation) -> TableKey {
+        let owner = Owner { store, table, generation };
+        let commitment = commit(&secret, &owner);
+        wipe_stack();
+        TableKey { secret, owner, commitment }
+    }
+
+    /// What is pinned of the key, to recognise it by.
+    pub(crate) fn commitment(&self) -> &Commitment {
+        &self.commitment
+    }
+
+    /// The store.
+    pub(crate) fn store(&self) -> StoreId {
+        self.owner.store
+    }
+
+    /// The table, or [`TableId::SYSTEM`].
+    pub(crate) fn table(&self) -> TableId {
+        self.owner.table
+    }
+
+    /// Which of the table's keys.
+    pub(crate) fn generation(&self) -> Generation {
+        self.owner.generation
+    }
+
+    /// The key of a file that exists: it opens, and cannot seal.
+    pub(crate) fn file_key(&self, suite: Suite, kind: FileKind, number: FileNumber, salt: &Salt) -> FileKey {
+        let expander = Expander::from_key(&self.derive(LABEL_FILE, suite, kind, number, salt));
+        // The expander was made after the wipe in `derive`, on the same stretch of stack.
+        wipe_stack();
+        FileKey { inner: Arc::new(FileKeyInner { suite, expander }) }
+    }
+
+    /// The key of a new instance of a file, with a fresh salt: the only way to a key that seals.
+    pub(crate) fn sealing_key(
+        &self,
+        suite: Suite,
+        kind: FileKind,
+        number: FileNumber,
+        entropy: &dyn Entropy,
+    ) -> io::Result<SealingKey> {
+        let ordinals = Ordinals::fresh(kind, number, entropy)?;
+        let key = self.file_key(suite, kind, number, ordinals.salt());
+        Ok(SealingKey { key, ordinals })
+    }
+
+    /// This table's key in a log segment (or parked sections) that exists: it opens, and cannot seal.
+    pub(crate) fn stream_key(&self, suite: Suite, kind: FileKind, number: FileNumber, salt: &Salt) -> StreamKey {
+        let key = StreamKey::new(suite, &self.derive(LABEL_STREAM, suite, kind, number, salt));
+        wipe_stack();
+        key
+    }
+
+    /// This table's key in the segment that `ordinals` counts.
+    ///
+    /// A table asks for it once per segment; asking again is safe, because the places are counted in `ordinals`.
+    pub(crate) fn stream_sealer(&self, suite: Suite, ordinals: &Ordinals) -> StreamSealer {
+        let key = self.stream_key(suite, ordinals.kind(), ordinals.number(), ordinals.salt());
+        StreamSealer::new(key, ordinals.instance())
+    }
+
+    #[inline(never)]
+    fn derive(&self, label: &[u8; 16], suite: Suite, kind: FileKind, number: FileNumber, salt: &Salt) -> Secret {
+        let key = extract_and_expand(&self.secret, salt, &self.owner.identity(label, suite, kind, number));
+        wipe_stack();
+        key
+    }
+}
+
+impl std::fmt::Debug for TableKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TableKey").field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+#[inline(never)]
+fn commit(secret: &Secret, owner: &Owner) -> Commitment {
+    let mut commitment = [0; 32];
+    Expander::from_key(secret).expand_into(&[&owner.commitment_info()], &mut commitment);
+    Commitment(commitment)
+}
+
+#[inline(never)]
+fn extract_and_expand(secret: &Secret, salt: &Salt, info: &[u8]) -> Secret {
+    Expander::extract(salt, secret).expand(&[info])
+}
+
+/// Opens the frames of one file instance. Cheap to clone; ready, so that a frame costs two hash compressions and one
+/// cipher set-up.
+#[derive(Clone)]
+pub(crate) struct FileKey {
+    inner: Arc<FileKeyInner>,
+}
+
+struct FileKeyInner {
+    suite: Suite,
+    expander: Expander,
+}
+
+impl FileKey {
+    /// The suite that the file is sealed with.
+    pub(crate) fn suite(&self) -> Suite {
+        self.inner.suite
+    }
+
+    /// Open the frame at `ordinal` where it lies. `sealed` shows body ‖ tag, the result shows the body.
+    ///
+    /// # Errors
+    /// [`NotAuthentic`] if these are not the bytes that were sealed there with `aad`; the buffer is gone then.
+    pub(crate) fn open(&self, ordinal: u64, aad: &[u8], sealed: Wiped) -> Result<Authentic<Wiped>, NotAuthentic> {
+        open_in_place(&self.block_cipher(ordinal), &NONCE_ZERO, aad, sealed)
+    }
+
+    /// Check the tag of the file's header.
+    pub(crate) fn check_header(&self, header: &[u8], tag: &Tag) -> Result<(), NotAuthentic> {
+        if bool::from(self.header_tag(header).ct_eq(tag)) { Ok(()) } else { Err(NotAuthentic) }
+    }
+
+    /// A header stands in clear, so its tag is a pseudo-random function of it and no AEAD: asked twice, it answers twice
+    /// and gives nothing away.
+    fn header_tag(&self, header: &[u8]) -> Tag {
+        let mut tag = [0; TAG_BYTES];
+        #[cfg(strongroom_plaintext_baseline)]
+        if self.inner.suite == Suite::None {
+            return tag;
+        }
+        self.inner.expander.expand_into(&[LABEL_HEADER, header], &mut tag);
+        tag
+    }
+
+    fn block_cipher(&self, ordinal: u64) -> Cipher {
+        #[cfg(strongroom_plaintext_baseline)]
+        if self.inner.suite == Suite::None {
+            return Cipher::none();
+        }
+        let mut key = Zeroizing::new([0; 32]);
+        self.inner.expander.expand_into(&[&block_info(ordinal)], &mut key);
+        Cipher::new(self.inner.suite, &key)
+    }
+}
+
+impl std::fmt::Debug for FileKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileKey").field("suite", &self.inner.suite).finish_non_exhaustive()
+    }
+}
+
+/// Seals the frames of one new file instance, from any number of threads.
+#[derive(Debug)]
+pub(crate) struct SealingKey {
+    key: FileKey,
+    ordinals: Ordinals,
+}
+
+impl SealingKey {
+    /// The salt that was drawn for this instance, for the header.
+    pub(crate) fn salt(&self) -> &Salt {
+        self.ordinals.salt()
+    }
+
+    /// The suite that the file is sealed with.
+    pub(crate) fn suite(&self) -> Suite {
+        self.key.suite()
+    }
+
+    /// What opens the frames again.
+    pub(crate) fn key(&self) -> &FileKey {
+        &self.key
+    }
+
+    /// How many places have been taken.
+    pub(crate) fn taken(&self) -> u64 {
+        self.ordinals.taken()
+    }
+
+    /// The next place.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`] when the ordinals have run out.
+    pub(crate) fn take(&self) -> Result<Place> {
+        self.ordinals.take()
+    }
+
+    /// The next `count` places, one behind the other.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`] when the ordinals would run out.
+    pub(crate) fn take_run(&self, count: u64) -> Result<Places> {
+        self.ordinals.take_run(count)
+    }
+
+    /// Seal `body` where it lies.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`] for a body above [`FRAME_BYTES_MAX`], [`Error::Io`] if the cipher refused. The place is
+    /// spent and the body lost: the file has to be abandoned.
+    ///
+    /// # Panics
+    /// If the place belongs to another file instance.
+    pub(crate) fn seal(&self, place: Place, aad: &[u8], body: &mut [u8]) -> Result<Tag> {
+        let ordinal = place.spend(self.ordinals.instance());
+        check_sealable(body, FRAME_BYTES_MAX)?;
+        self.key.block_cipher(ordinal).seal(&NONCE_ZERO, aad, body)
+    }
+
+    /// The tag of the file's header, over all the bytes before it.
+    pub(crate) fn header_tag(&self, header: &[u8]) -> Tag {
+        self.key.header_tag(header)
+    }
+}
+
+/// Open body ‖ tag where it lies, and show the body.
+pub(super) fn open_in_place(
+    cipher: &Cipher,
+    nonce: &[u8; 12],
+    aad: &[u8],
+    mut sealed: Wiped,
+) -> Result<Authentic<Wiped>, NotAuthentic> {
+    let (body, tag) = sealed.split_last_chunk_mut::<TAG_BYTES>().ok_or(NotAuthentic)?;
+    cipher.open(nonce, aad, body, tag)?;
+    let body_bytes = body.len();
+    sealed.truncate(body_bytes);
+    Ok(Authentic::vouch(sealed))
+}
+
+/// The proof that a body's length is far below every AEAD's limit.
+pub(super) fn check_sealable(body: &[u8], limit: usize) -> Result<()> {
+    if body.len() <= limit {
+        return Ok(());
+    }
+    Err(Error::LimitExceeded { what: "bytes of a sealed body", limit: limit as u64, actual: body.len() as u64 })
+}

@@ -1,0 +1,97 @@
+//! Key bytes: boxed, filled in place, zeroed on drop, never printed, compared in constant time.
+//!
+//! A secret is boxed because a move of an unboxed array leaves its bytes behind on the stack. It is filled in place for
+//! the same reason. Ciphers and hashes spill parts of a key while they set up, and nothing in their own crates cleans that
+//! up, so whoever sets up from a long-lived key does it in one never-inlined function and calls [`wipe_stack`] after it.
+
+use std::fmt;
+use std::io;
+
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, optimization_barrier};
+
+use crate::io::Entropy;
+
+/// 32 bytes that nobody else may know.
+///
+/// Neither `Clone` nor `PartialEq`; [`ct_eq`](Secret::ct_eq) compares without telling by its duration where two differ.
+pub(crate) struct Secret(Box<[u8; 32]>);
+
+impl Secret {
+    /// 32 fresh random bytes.
+    pub(crate) fn generate(entropy: &dyn Entropy) -> io::Result<Secret> {
+        Secret::try_fill_with(|bytes| entropy.fill(bytes))
+    }
+
+    /// A secret that `fill` writes into its final place.
+    pub(crate) fn fill_with(fill: impl FnOnce(&mut [u8; 32])) -> Secret {
+        let mut secret = Secret(Box::new([0; 32]));
+        fill(&mut secret.0);
+        secret
+    }
+
+    /// A secret that `fill` writes into its final place, unless it fails.
+    pub(crate) fn try_fill_with<E>(fill: impl FnOnce(&mut [u8; 32]) -> Result<(), E>) -> Result<Secret, E> {
+        let mut secret = Secret(Box::new([0; 32]));
+        fill(&mut secret.0)?;
+        Ok(secret)
+    }
+
+    /// The bytes, for the one call that needs them.
+    pub(crate) fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Whether both are the same, in constant time.
+    pub(crate) fn ct_eq(&self, other: &Secret) -> bool {
+        self.0.ct_eq(&*other.0).into()
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+        #[cfg(test)]
+        last_words::record(&*self.0);
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(32 bytes)")
+    }
+}
+
+/// Bytes of stack that [`wipe_stack`] overwrites. Setting up the widest cipher uses less than 8 KiB in an optimised build.
+const STACK_WIPE_BYTES: usize = 64 << 10;
+
+/// Overwrite the stack below the caller, where functions that have returned left what they worked on.
+#[inline(never)]
+pub(super) fn wipe_stack() {
+    let area = [0_u8; STACK_WIPE_BYTES];
+    // Without it the array is never written, because nobody reads it.
+    optimization_barrier(&area);
+}
+
+/// What buffers hold in the moment before they are freed: the only way to look at it that is not a use after free.
+#[cfg(test)]
+pub(super) mod last_words {
+    use std::cell::RefCell;
+
+    thread_local!(static RECORDED: RefCell<Option<Vec<Vec<u8>>>> = const { RefCell::new(None) });
+
+    pub(in crate::crypto) fn record(bytes: &[u8]) {
+        RECORDED.with_borrow_mut(|recorded| {
+            if let Some(recorded) = recorded {
+                recorded.push(bytes.to_vec());
+            }
+        });
+    }
+
+    /// Run `scene`, and return what every buffer freed by it on this thread held at its end.
+    pub(in crate::crypto) fn of(scene: impl FnOnce()) -> Vec<Vec<u8>> {
+        RECORDED.set(Some(Vec::new()));
+        scene();
+        RECORDED.take().unwrap_or_default()
+    }
+}
