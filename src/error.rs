@@ -272,7 +272,7 @@ impl Error {
 ///
 /// What the engine does about it depends on its [`class`](ProviderError::class) alone; the message is
 /// for people. A message must not contain key material.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{reason}: {message}")]
 pub struct ProviderError {
     /// What happened.

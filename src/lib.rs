@@ -1,7 +1,9 @@
 //! Strongroom: an embedded, encrypted key-value storage engine.
 
 pub mod error;
+pub mod event;
 pub mod io;
+pub mod keys;
 pub mod options;
 pub mod types;
 

@@ -1,0 +1,91 @@
+//! What an embedder may want to hear about while the store runs: typed events and the sink they go to.
+//!
+//! Events carry identities, numbers and file names relative to the store, never a key, a value or a table's
+//! name. They are told after the fact and never while a lock is held; a sink should return quickly, because a
+//! background step waits for it.
+
+use std::fmt::Debug;
+
+use crate::error::ProviderError;
+use crate::types::{Generation, TableId};
+
+/// Takes events. The store calls it from whichever thread something happened on.
+pub trait EventSink: Send + Sync + Debug {
+    /// Something happened.
+    fn event(&self, event: &Event);
+}
+
+/// Something that happened in a store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// The provider unwrapped a table's key and it is the one that was sealed under.
+    KeyUnwrapped {
+        /// The table, or [`TableId::SYSTEM`].
+        table: TableId,
+        /// Which of the table's keys.
+        generation: Generation,
+    },
+    /// A principal's permission to use a table was renewed before it ended.
+    PermitRefreshed {
+        /// The table, or [`TableId::SYSTEM`].
+        table: TableId,
+        /// Whose permission.
+        principal: String,
+    },
+    /// A principal's permission to use a table was not renewed, or was ended early.
+    PermitEnded {
+        /// The table, or [`TableId::SYSTEM`].
+        table: TableId,
+        /// Whose permission.
+        principal: String,
+        /// Why.
+        why: PermitEnd,
+    },
+    /// Nobody may use the table at present: its key and its decrypted blocks have left memory.
+    TablePurged {
+        /// The table.
+        table: TableId,
+    },
+    /// A dropped table's wrapped keys have been erased durably.
+    TableShredded {
+        /// The table.
+        table: TableId,
+    },
+    /// Writers are being slowed down because flushes or compaction cannot keep up.
+    StallBegan,
+    /// Writers are no longer slowed down.
+    StallEnded {
+        /// How long the stall lasted.
+        lasted_ms: u64,
+    },
+    /// Recovery found bytes at the end of the log that nothing attests as durable, and discarded them.
+    TailDiscarded {
+        /// The log segment.
+        file: String,
+        /// Where the log ends now.
+        offset_bytes: u64,
+        /// Length of what was discarded.
+        len_bytes: u64,
+    },
+    /// One of the two copies within a key file is damaged; the other one was used.
+    KeyFileCopyDamaged {
+        /// The key file.
+        file: String,
+    },
+    /// A file that the manifest does not name was moved out of the way, not erased.
+    OrphanSetAside {
+        /// Where the file was.
+        file: String,
+    },
+}
+
+/// Why a permission ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum PermitEnd {
+    /// It was not used, so that it was not renewed.
+    Idle,
+    /// The provider refused to renew it, or could not be asked in time.
+    Refused(ProviderError),
+}
