@@ -58,6 +58,8 @@ mod wiped;
 
 #[cfg(debug_assertions)]
 pub mod audit;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;

@@ -1,0 +1,167 @@
+//! What is left in memory when secrets and plaintext have gone.
+
+use super::*;
+use crate::crypto::secret::last_words;
+
+#[test]
+fn dropped_secret_is_zero_before_its_memory_is_freed() {
+    // Otherwise keys would lie in freed memory for whoever gets it next.
+    let left = last_words::of(|| {
+        let secret = Secret::fill_with(|bytes| bytes.fill(0xab));
+        assert_eq!(secret.expose(), &[0xab; 32]);
+        drop(secret);
+        let failed = Secret::try_fill_with(|bytes| {
+            bytes.fill(0xcd);
+            Err(())
+        });
+        assert!(failed.is_err());
+    });
+    assert_eq!(left, [[0; 32]; 2]);
+}
+
+#[test]
+fn dropped_buffer_is_zero_also_outside_its_window() {
+    // Otherwise plaintext would outlive the block that it was read for.
+    let left = last_words::of(|| {
+        let mut buffer = Wiped::from(vec![0xab; 100]).window(10..90).unwrap();
+        buffer.truncate(5);
+        assert_eq!(*buffer, [0xab; 5]);
+    });
+    assert_eq!(left, [vec![0; 100]]);
+}
+
+#[test]
+fn growing_buffer_leaves_no_old_bytes_behind() {
+    // Otherwise every doubling would leave a copy of the plaintext in freed memory.
+    let mut expected = Vec::new();
+    let left = last_words::of(|| {
+        let mut buffer = Wiped::with_capacity(1);
+        for round in 0..1000_u32 {
+            buffer.extend_from_slice(&round.to_le_bytes());
+            buffer.push(0xff);
+            expected.extend_from_slice(&round.to_le_bytes());
+            expected.push(0xff);
+        }
+        assert_eq!(*buffer, expected[..]);
+    });
+    assert!(left.len() > 5, "the buffer has moved several times");
+    assert!(left.iter().flatten().all(|byte| *byte == 0));
+}
+
+#[test]
+fn buffer_that_fails_to_open_is_wiped() {
+    // Otherwise a forged frame's plaintext could be read from freed memory.
+    let (place, mut body, tag) = block_frame(Suite::Aes256Gcm);
+    body[0] ^= 1;
+    let key = place.file_key();
+    let left = last_words::of(|| assert!(key.open(place.ordinal, place.aad, sealed(&body, &tag)).is_err()));
+    assert_eq!(left, [vec![0; body.len() + TAG_BYTES]]);
+}
+
+#[test]
+fn window_shows_a_part_and_grows_at_its_end() {
+    // Otherwise a frame's tag would be read as the end of its plaintext.
+    let buffer = Wiped::from(b"head body tag".to_vec());
+    let mut buffer = buffer.window(5..9).unwrap();
+    assert_eq!(*buffer, *b"body");
+    buffer.extend_from_slice(b" and more than fits behind it");
+    assert_eq!(*buffer, *b"body and more than fits behind it");
+    let mut buffer = buffer.window(5..13).unwrap();
+    assert_eq!(*buffer, *b"and more");
+    buffer.resize(3, b'!');
+    buffer.resize(6, b'!');
+    assert_eq!(*buffer, *b"and!!!");
+    buffer[0] = b'A';
+    assert_eq!(*buffer.window(0..3).unwrap(), *b"And");
+
+    assert!(Wiped::from(vec![0; 4]).window(0..5).is_none());
+    assert!(Wiped::from(vec![0; 4]).window(4..4).is_some_and(|empty| empty.is_empty()));
+    #[expect(clippy::reversed_empty_ranges, reason = "that is what is tested")]
+    let reversed = Wiped::from(vec![0; 4]).window(3..2);
+    assert!(reversed.is_none());
+    let mut cleared = Wiped::from(vec![1; 4]);
+    cleared.clear();
+    assert!(cleared.is_empty() && cleared.capacity_bytes() >= 4);
+}
+
+/// Looks for keys in all of this process's writable memory, its stacks too.
+#[cfg(target_os = "linux")]
+mod memory {
+    use std::io::{Read, Seek, SeekFrom};
+
+    use super::*;
+
+    // All bits inverted, so that what is searched for is not found in the searcher.
+    const SECRET_INVERTED: [u8; 32] = inverted_secret();
+    const EXTRACTED_INVERTED: &str = "ef1fd5252315262efca2ce99e6734086f3333e695e40e4a581380a5fbc81f323";
+    const FILE_KEY_INVERTED: &str = "9fdb7de93f721f2433318bdb267cf10be6452ad3ae665fa3f9a65c4e8890f9de";
+    const STREAM_KEY_INVERTED: &str = "f896149f50df77c90802714ced0d237be423af978ff6e814e5025ef8c9afa316";
+
+    const fn inverted_secret() -> [u8; 32] {
+        let mut bytes = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            bytes[i] = !secret_byte(i as u8);
+            i += 1;
+        }
+        bytes
+    }
+
+    const fn secret_byte(i: u8) -> u8 {
+        i.wrapping_mul(37).wrapping_add(11) ^ 0x5a
+    }
+
+    fn from_hex(digits: &str) -> [u8; 32] {
+        std::array::from_fn(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap())
+    }
+
+    /// How often the inverse of each needle stands in memory.
+    #[allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "looks at the process, not at a store")]
+    fn count(inverted: &[[u8; 32]]) -> Vec<usize> {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let mut memory = std::fs::File::open("/proc/self/mem").unwrap();
+        let mut counts = vec![0; inverted.len()];
+        let mut buffer = vec![0; 1 << 16];
+        for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw"))) {
+            let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+            let (mut at, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
+            while at + 32 <= end {
+                let len = buffer.len().min((end - at) as usize);
+                // Another test's thread may have given the memory back in the meantime.
+                if memory.seek(SeekFrom::Start(at)).is_err() || memory.read_exact(&mut buffer[..len]).is_err() {
+                    break;
+                }
+                for (needle, count) in inverted.iter().zip(&mut counts) {
+                    let same = |window: &&[u8]| window.iter().zip(needle).all(|(byte, inverse)| *byte == !*inverse);
+                    *count += buffer[..len].windows(32).filter(same).count();
+                }
+                buffer.fill(0);
+                // Overlapping by 31 bytes, so that a key across the seam is seen, and seen once.
+                at += (len - 31) as u64;
+            }
+        }
+        counts
+    }
+
+    #[test]
+    fn no_copy_of_a_key_stays_in_memory_after_set_up_and_drop() {
+        // Otherwise a core dump or a swapped page would hold keys that were dropped long ago.
+        let needles =
+            [SECRET_INVERTED, from_hex(EXTRACTED_INVERTED), from_hex(FILE_KEY_INVERTED), from_hex(STREAM_KEY_INVERTED)];
+        let store = StoreId::from_bytes(std::array::from_fn(|i| 0xa0 + i as u8));
+        let table = TableId::from_bytes(std::array::from_fn(|i| 0xb0 + i as u8));
+        let salt = Salt::from_bytes(std::array::from_fn(|i| 32 + i as u8));
+        let number = FileNumber(0x0102_0304_0506_0708);
+
+        let secret = Secret::fill_with(|bytes| (0..).zip(bytes).for_each(|(i, byte)| *byte = secret_byte(i)));
+        let table_key = TableKey::new(secret, store, table, Generation(7));
+        let file_key = table_key.file_key(Suite::Aes256Gcm, FileKind::Table, number, &salt);
+        let stream_key = table_key.stream_key(Suite::Aes256Gcm, FileKind::Log, number, &salt);
+        let living = count(&needles);
+        // The secret in its box; nothing else but what an AES key schedule begins with, if it is kept in that order.
+        assert_eq!(living[..3], [1, 0, 0]);
+        assert!(living[3] <= 1, "{living:?}");
+        drop((table_key, file_key, stream_key));
+        assert_eq!(count(&needles), [0; 4]);
+    }
+}
