@@ -20,11 +20,16 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use parking_lot::{Condvar, Mutex};
+
+pub mod fault;
+pub mod mem;
+pub mod os;
+pub mod sim;
 
 /// Everything a store needs from the outside.
 #[derive(Clone, Debug)]
@@ -37,6 +42,25 @@ pub struct Environment {
     pub entropy: Arc<dyn Entropy>,
     /// Threads, or what stands for them.
     pub scheduler: Arc<dyn Scheduler>,
+}
+
+impl Environment {
+    /// The real world: the operating system's files, clocks and randomness, and threads.
+    pub fn os() -> Environment {
+        Environment {
+            vfs: Arc::new(os::OsVfs::new()),
+            clock: Arc::new(os::OsClock::new()),
+            entropy: Arc::new(os::OsEntropy::new()),
+            scheduler: Arc::new(os::Threads::new()),
+        }
+    }
+
+    /// A world of its own, in memory and on one thread, in which everything follows from `seed`.
+    ///
+    /// [`sim::Simulation`] makes the same and keeps hold of its parts, for tests that move the clock or cut the power.
+    pub fn simulated(seed: u64) -> Environment {
+        sim::Simulation::new(seed).environment()
+    }
 }
 
 /// Files and directories. Paths are absolute or relative to the process, as given by the opener.
@@ -69,7 +93,10 @@ pub trait Vfs: Send + Sync + Debug {
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// `path` made absolute, with links in it resolved, so that two spellings of one place compare equal.
     /// The last components need not exist.
-    fn canonical(&self, path: &Path) -> io::Result<std::path::PathBuf>;
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf>;
+    /// Refuse with [`io::ErrorKind::PermissionDenied`] a directory that others than its owner may write:
+    /// they could swap its files between two looks at them.
+    fn check_private(&self, dir: &Path) -> io::Result<()>;
 }
 
 /// An open file. All positions are absolute, so that many threads may read and write at once.
@@ -186,6 +213,9 @@ pub trait Scheduler: Send + Sync + Debug {
 
     /// Return true once `ready` does, or false once `deadline` is past on `clock`. `ready` is called again
     /// whenever `signal` is raised, and may be called more often than that.
+    ///
+    /// `ready` is called with the signal's own mutex held (so that no wake-up is lost between its answer
+    /// and going to sleep): it must not raise or wait for the **same** signal. It should only look.
     fn wait_until(
         &self,
         signal: &Signal,
@@ -196,6 +226,9 @@ pub trait Scheduler: Send + Sync + Debug {
 }
 
 /// Background work in steps of at most a MiB of input or output.
+///
+/// A task that panics is dropped while the stack unwinds, so its `Drop` may ask [`std::thread::panicking`] and tell
+/// those who wait for its work that none will come.
 pub trait Task: Send {
     /// Do the next step.
     fn step(&mut self) -> Step;
@@ -223,8 +256,22 @@ pub enum Step {
 
 /// A spawned task. Its owner joins it.
 pub trait Join: Send + Sync + Debug {
-    /// Return once the task is done. In a simulation, run tasks until it is.
-    fn join(&self);
+    /// Return once the task is done and dropped, or at once when the task itself calls this, which would otherwise wait
+    /// for ever. In a simulation, run tasks until it is done. May be called again, with the same answer.
+    ///
+    /// # Errors
+    /// [`TaskPanicked`] if the task ended by a panic.
+    fn join(&self) -> Result<(), TaskPanicked>;
+}
+
+/// A background task ended by a panic instead of [`Step::Done`].
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the background task {name} panicked: {message}")]
+pub struct TaskPanicked {
+    /// The name that the task was spawned with.
+    pub name: &'static str,
+    /// What it panicked with, if that was text.
+    pub message: String,
 }
 
 /// Something that others may be waiting for has changed.
@@ -260,7 +307,8 @@ impl Signal {
     }
 
     /// Block this thread until `ready` holds or `timeout` gives `Some(ZERO)`: the waiting half, for [`Scheduler`]s
-    /// with real threads. `timeout` is asked again at every wake-up for the time that is left.
+    /// with real threads. `timeout` is asked again at every wake-up for the time that is left. Both are called with the
+    /// signal's mutex held, so neither may raise or wait for this signal.
     pub fn block_until(
         &self,
         ready: &mut dyn FnMut() -> bool,
