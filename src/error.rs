@@ -97,6 +97,14 @@ pub enum Error {
         /// The provider's answer, with its class and scope.
         source: ProviderError,
     },
+    /// The provider refused a master key that was given by name.
+    #[error("master key {key}: {source}")]
+    MasterKeyUnavailable {
+        /// The key id, ARN or alias given.
+        key: String,
+        /// The provider's answer, with its class and scope.
+        source: ProviderError,
+    },
     /// A size or a counter is beyond what the engine supports.
     #[error("{what} is {actual}, the limit is {limit}")]
     LimitExceeded {
@@ -219,7 +227,7 @@ impl Error {
             Error::MissingFile { .. } => ErrorKind::MissingFile,
             Error::Locked { .. } => ErrorKind::Locked,
             Error::UnknownVersion { .. } => ErrorKind::UnknownVersion,
-            Error::KeyUnavailable { .. } => ErrorKind::KeyUnavailable,
+            Error::KeyUnavailable { .. } | Error::MasterKeyUnavailable { .. } => ErrorKind::KeyUnavailable,
             Error::LimitExceeded { .. } => ErrorKind::LimitExceeded,
             Error::Poisoned { .. } => ErrorKind::Poisoned,
             Error::Io { .. } => ErrorKind::Io,

@@ -29,8 +29,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
+use crate::crypto::Secret;
 use crate::error::{ProviderError, ProviderReason};
 use crate::io::Entropy;
 
@@ -216,7 +215,7 @@ impl EncryptionContext {
 }
 
 /// 32 secret bytes on their way between a provider and the engine: wiped when dropped, never printed, not cloned.
-pub struct DataKey(Box<Zeroizing<[u8; 32]>>);
+pub struct DataKey(Secret);
 
 impl DataKey {
     /// Length of a data key in bytes.
@@ -227,21 +226,17 @@ impl DataKey {
     /// # Errors
     /// What the source of randomness says.
     pub fn generate(entropy: &dyn Entropy) -> std::io::Result<DataKey> {
-        DataKey::try_from_fn(|bytes| entropy.fill(bytes))
+        Secret::generate(entropy).map(DataKey)
     }
 
     /// The key that `fill` writes in place, so that no copy of it is left on the way here.
     pub fn from_fn(fill: impl FnOnce(&mut [u8; 32])) -> DataKey {
-        let mut bytes = Box::new(Zeroizing::new([0; 32]));
-        fill(&mut bytes);
-        DataKey(bytes)
+        DataKey(Secret::fill_with(fill))
     }
 
     /// The key that `fill` writes in place, unless it fails.
     pub fn try_from_fn<E>(fill: impl FnOnce(&mut [u8; 32]) -> Result<(), E>) -> Result<DataKey, E> {
-        let mut bytes = Box::new(Zeroizing::new([0; 32]));
-        fill(&mut bytes)?;
-        Ok(DataKey(bytes))
+        Secret::try_fill_with(fill).map(DataKey)
     }
 
     /// A copy of `bytes`, which the caller should wipe.
@@ -258,7 +253,11 @@ impl DataKey {
 
     /// The bytes, for the provider that has to wrap them. Copies are the caller's to wipe.
     pub fn expose(&self) -> &[u8; 32] {
-        &self.0
+        self.0.expose()
+    }
+
+    pub(crate) fn into_secret(self) -> Secret {
+        self.0
     }
 }
 
