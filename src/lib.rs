@@ -9,6 +9,8 @@ pub mod types;
 
 mod crypto;
 mod cursor;
+mod memtable;
+mod sync;
 mod value;
 
 pub use error::{Error, ErrorKind, Result};
