@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use parking_lot::{Condvar, Mutex};
 
+pub(crate) mod directory;
 pub mod fault;
 pub mod mem;
 pub mod os;

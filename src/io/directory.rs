@@ -1,0 +1,174 @@
+//! A store's directory: names relative to it, errors of the engine.
+//!
+//! The parts above think in names such as `wal/000012.wal`; what can go wrong with one is said with that name, so that
+//! an error means the same wherever the store lies.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{DirEntry, File, Metadata, Vfs};
+use crate::error::{Error, Result};
+
+/// Bytes that are overwritten at a time when a file is erased.
+const ERASE_BYTES: usize = 64 << 10;
+
+/// A directory in which all names are relative.
+pub(crate) struct Directory {
+    vfs: Arc<dyn Vfs>,
+    root: PathBuf,
+    /// Subdirectories that are known to exist durably.
+    known: Mutex<HashSet<String>>,
+}
+
+impl Directory {
+    /// The directory `root` of `vfs`.
+    pub(crate) fn new(vfs: Arc<dyn Vfs>, root: PathBuf) -> Directory {
+        Directory { vfs, root, known: Mutex::default() }
+    }
+
+    /// The files that it lies in.
+    pub(crate) fn vfs(&self) -> &dyn Vfs {
+        &*self.vfs
+    }
+
+    /// Where it is.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The path of `name`.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Create a file that did not exist.
+    pub(crate) fn create(&self, name: &str) -> Result<Arc<dyn File>> {
+        self.vfs.create(&self.path(name)).map_err(|error| refused("create", name, error))
+    }
+
+    /// Open a file for reading; [`Error::MissingFile`] if there is none.
+    pub(crate) fn open(&self, name: &str) -> Result<Arc<dyn File>> {
+        self.vfs.open(&self.path(name)).map_err(|error| refused("open", name, error))
+    }
+
+    /// All bytes of a file that may have at most `len_max` of them; [`Error::LimitExceeded`] otherwise.
+    pub(crate) fn read(&self, name: &str, len_max: u64) -> Result<Vec<u8>> {
+        let file = self.open(name)?;
+        let len = file.len_bytes().map_err(|error| refused("measure", name, error))?;
+        if len > len_max {
+            return Err(Error::LimitExceeded { what: "length of a file in bytes", limit: len_max, actual: len });
+        }
+        let mut bytes = vec![0; len as usize];
+        file.read_exact_at(&mut bytes, 0).map_err(|error| refused("read", name, error))?;
+        Ok(bytes)
+    }
+
+    /// Put `bytes` under `name` atomically, by way of `temporary`. Durable once the directory is synced too.
+    pub(crate) fn replace(&self, name: &str, temporary: &str, bytes: &[u8]) -> Result<()> {
+        // What a crash left of an earlier attempt is in the way of an exclusive create.
+        self.remove_if_there(temporary)?;
+        let file = self.create(temporary)?;
+        let written = file
+            .write_all_at(bytes, 0)
+            .map_err(|error| refused("write", temporary, error))
+            .and_then(|()| file.sync().map_err(|error| refused("sync", temporary, error)))
+            .and_then(|()| self.rename(temporary, name));
+        if written.is_err() {
+            let _ = self.vfs.remove_file(&self.path(temporary));
+        }
+        written
+    }
+
+    /// Rename a file over whatever had the new name.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<()> {
+        self.vfs.rename(&self.path(from), &self.path(to)).map_err(|error| refused("rename", from, error))
+    }
+
+    /// Remove a file; [`Error::MissingFile`] if there is none.
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        self.vfs.remove_file(&self.path(name)).map_err(|error| refused("remove", name, error))
+    }
+
+    /// Remove a file if there is one.
+    pub(crate) fn remove_if_there(&self, name: &str) -> Result<()> {
+        match self.remove(name) {
+            Err(Error::MissingFile { .. }) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// Overwrite a file with zeros, durably, then remove its name. The directory's sync is the caller's.
+    pub(crate) fn erase(&self, name: &str) -> Result<()> {
+        let file = match self.vfs.open_to_erase(&self.path(name)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(refused("open", name, error)),
+        };
+        let len = file.len_bytes().map_err(|error| refused("measure", name, error))?;
+        let zeros = [0; ERASE_BYTES];
+        let mut offset = 0;
+        while offset < len {
+            let count = (len - offset).min(ERASE_BYTES as u64);
+            file.write_all_at(&zeros[..count as usize], offset).map_err(|error| refused("overwrite", name, error))?;
+            offset += count;
+        }
+        file.sync().map_err(|error| refused("sync", name, error))?;
+        self.remove(name)
+    }
+
+    /// Make creations, renames and removals in a subdirectory durable; "" for the directory itself.
+    pub(crate) fn sync_dir(&self, name: &str) -> Result<()> {
+        self.vfs.sync_dir(&self.path(name)).map_err(|error| refused("sync", name, error))
+    }
+
+    /// Make a subdirectory, durably, if it is not there. Its parent must be.
+    pub(crate) fn ensure_dir(&self, name: &str) -> Result<()> {
+        let mut known = self.known.lock();
+        if known.contains(name) {
+            return Ok(());
+        }
+        match self.vfs.create_dir(&self.path(name)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(refused("create", name, error)),
+            // One that was there may be so only in memory: a crash could have come before its parent's sync.
+            _ => self.sync_dir(name.rsplit_once('/').map_or("", |(parent, _)| parent))?,
+        }
+        known.insert(name.to_owned());
+        Ok(())
+    }
+
+    /// What a subdirectory holds; nothing if it does not exist.
+    pub(crate) fn list(&self, name: &str) -> Result<Vec<DirEntry>> {
+        match self.vfs.read_dir(&self.path(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            outcome => outcome.map_err(|error| refused("list", name, error)),
+        }
+    }
+
+    /// What stands at `name`, if anything.
+    pub(crate) fn metadata(&self, name: &str) -> Result<Option<Metadata>> {
+        match self.vfs.metadata(&self.path(name)) {
+            Ok(metadata) => Ok(Some(metadata)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(refused("look at", name, error)),
+        }
+    }
+}
+
+impl fmt::Debug for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Directory").field(&self.root).finish()
+    }
+}
+
+/// The engine's error for what the operating system said about `name`.
+pub(crate) fn refused(operation: &'static str, name: &str, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::MissingFile { file: name.to_owned() },
+        _ => Error::io(operation, name, error),
+    }
+}
