@@ -7,6 +7,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::kdf::{Expander, LABEL_FILE, LABEL_HEADER, LABEL_STREAM, Owner, block_info};
+use super::place::STREAM_SEALS_MAX;
 use super::secret::wipe_stack;
 use super::suite::{Cipher, NONCE_ZERO};
 use super::{
@@ -57,8 +58,7 @@ impl TableKey {
 
     /// The key of a file that exists: it opens, and cannot seal.
     pub(crate) fn file_key(&self, suite: Suite, kind: FileKind, number: FileNumber, salt: &Salt) -> FileKey {
-        let expander = Expander::from_key(&self.derive(LABEL_FILE, suite, kind, number, salt));
-        // The expander was made after the wipe in `derive`, on the same stretch of stack.
+        let expander = ready_expander(&self.derive(LABEL_FILE, suite, kind, number, salt));
         wipe_stack();
         FileKey { inner: Arc::new(FileKeyInner { suite, expander }) }
     }
@@ -86,12 +86,15 @@ impl TableKey {
     /// This table's key in the segment that `ordinals` counts.
     ///
     /// A table asks for it once per segment; asking again is safe, because the places are counted in `ordinals`.
+    ///
+    /// # Panics
+    /// If the file's kind is not one whose ordinals end before a stream key is worn out.
     pub(crate) fn stream_sealer(&self, suite: Suite, ordinals: &Ordinals) -> StreamSealer {
+        assert!(ordinals.limit() <= STREAM_SEALS_MAX, "a stream key seals for logs alone");
         let key = self.stream_key(suite, ordinals.kind(), ordinals.number(), ordinals.salt());
         StreamSealer::new(key, ordinals.instance())
     }
 
-    #[inline(never)]
     fn derive(&self, label: &[u8; 16], suite: Suite, kind: FileKind, number: FileNumber, salt: &Salt) -> Secret {
         let key = extract_and_expand(&self.secret, salt, &self.owner.identity(label, suite, kind, number));
         wipe_stack();
@@ -105,11 +108,19 @@ impl std::fmt::Debug for TableKey {
     }
 }
 
+// What sets up from a long-lived key is never inlined, so that all it leaves behind lies below its caller's frame, where
+// the wipe that follows reaches.
+
 #[inline(never)]
 fn commit(secret: &Secret, owner: &Owner) -> Commitment {
     let mut commitment = [0; 32];
     Expander::from_key(secret).expand_into(&[&owner.commitment_info()], &mut commitment);
     Commitment(commitment)
+}
+
+#[inline(never)]
+fn ready_expander(key: &Secret) -> Expander {
+    Expander::from_key(key)
 }
 
 #[inline(never)]

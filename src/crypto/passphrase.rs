@@ -69,13 +69,18 @@ impl Stretching {
         let params = Params::new(self.memory_kib, self.passes, self.lanes, Some(32)).map_err(refused)?;
         // Memory of our own, because the library frees its memory as it is, with everything that was made of the passphrase.
         let mut memory = Memory::new(params.block_count())?;
-        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let secret = Secret::try_fill_with(|bytes| {
-            argon2.hash_password_into_with_memory(passphrase, salt.as_bytes(), bytes, &mut memory.0)
-        });
+        let secret = argon2id(params, passphrase, salt, &mut memory);
         wipe_stack();
         secret.map_err(refused)
     }
+}
+
+#[inline(never)]
+fn argon2id(params: Params, passphrase: &[u8], salt: &Salt, memory: &mut Memory) -> Result<Secret, argon2::Error> {
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+    Secret::try_fill_with(|bytes| {
+        argon2.hash_password_into_with_memory(passphrase, salt.as_bytes(), bytes, &mut memory.0)
+    })
 }
 
 struct Memory(Vec<Block>);

@@ -73,6 +73,10 @@ impl Ordinals {
         Ok(Places { instance: self.instance(), next: first, end: first + count })
     }
 
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
     pub(super) fn instance(&self) -> Instance {
         Instance::of(&self.salt)
     }

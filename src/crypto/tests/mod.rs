@@ -273,6 +273,15 @@ fn place_of_another_file_instance_is_refused() {
 }
 
 #[test]
+#[should_panic(expected = "logs alone")]
+fn stream_key_does_not_seal_where_ordinals_go_on_for_ever() {
+    // Otherwise a stream key could seal more often than its cipher allows.
+    let table = address(Suite::Aes256Gcm, FileKind::Log, Salt::from_bytes([0; 32]), 0).table_key();
+    let ordinals = Ordinals::fresh(FileKind::Table, FileNumber(5), &Seeded::default()).unwrap();
+    let _ = table.stream_sealer(Suite::Aes256Gcm, &ordinals);
+}
+
+#[test]
 fn ordinals_run_out_with_an_error_and_never_start_again() {
     // Otherwise a log segment that grew too long would use a nonce twice.
     let ordinals = Ordinals::fresh(FileKind::Log, FileNumber(1), &Seeded::default()).unwrap();
@@ -336,6 +345,19 @@ fn unknown_suites_are_refused_and_plaintext_is_one_of_them() {
     for number in [1, 2] {
         assert_eq!(Suite::from_u8(number).unwrap() as u8, number);
     }
+}
+
+#[cfg(strongroom_plaintext_baseline)]
+#[test]
+fn plaintext_baseline_keeps_the_layout_and_has_a_tag_of_zeros() {
+    // Otherwise the cost of encryption would be measured against something else.
+    let (place, body, tag) = block_frame(Suite::None);
+    assert_eq!((&body[..], tag), (PLAINTEXT, [0; TAG_BYTES]));
+    assert_eq!(&**place.file_key().open(place.ordinal, place.aad, sealed(&body, &tag)).unwrap(), PLAINTEXT);
+    assert!(place.file_key().open(place.ordinal, place.aad, sealed(&body, &[1; TAG_BYTES])).is_err());
+    assert_eq!(place.file_key().check_header(b"a header", &[0; TAG_BYTES]), Ok(()));
+    let (_, body, tag) = stream_frame(Suite::None);
+    assert_eq!((&body[..], tag), (PLAINTEXT, [0; TAG_BYTES]));
 }
 
 #[test]
