@@ -1,7 +1,345 @@
 //! Key life: who may use which key of which table, until when, and what ends with it.
+//!
+//! ```text
+//! provider.rs   the contract with whatever holds the master keys
+//! local/        the embedded provider: a keyring of its own
+//! lease.rs      a table's keys in memory, and who may use them until when
+//! time.rs       the time in which permits end
+//! mod.rs        KeyBroker: asks providers, checks their answers, tells what happened
+//! ```
+//!
+//! A [`KeyBroker`] is what the store has of its providers. It builds every encryption context, and believes no answer:
+//! the ARN must be the recorded one, the length 32, and the commitment the pinned one, before a key is used for anything. A provider that
+//! panics has not answered, and no more than that. Which wraps there are, and where, the broker does not know: that is
+//! the key files' business, and the `db` layer's to bring together.
 
+mod lease;
 mod local;
 mod provider;
+mod time;
+mod wrap;
 
-pub use local::{LocalKms, Unlock};
-pub use provider::*;
+#[cfg(test)]
+mod tests;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::lease::Terms;
+pub(crate) use self::lease::{Ending, KeySet, Renewal, Seat, TableLease, Unwrapped};
+pub use self::local::{LocalKms, Unlock};
+pub use self::provider::*;
+use self::time::StoreTime;
+pub(crate) use self::wrap::{MasterKind, Wrap};
+use crate::crypto::TableKey;
+use crate::error::{Error, ProviderError, ProviderReason, Result};
+use crate::event::{Event, EventSink, PermitEnd};
+use crate::io::{Clock, Environment, Scheduler, Tick, Vfs};
+use crate::options::MasterKey;
+use crate::types::{Generation, StoreId, TableId};
+
+/// A store's access to its key providers.
+#[derive(Debug)]
+pub(crate) struct KeyBroker {
+    store: StoreId,
+    main: Arc<dyn KeyProvider>,
+    owned: Arc<dyn KeyProvider>,
+    clock: Arc<dyn Clock>,
+    scheduler: Arc<dyn Scheduler>,
+    time: StoreTime,
+    permit: Duration,
+    events: Option<Arc<dyn EventSink>>,
+}
+
+/// A master key that was given by kind or name, resolved to what is recorded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Master {
+    pub(crate) kind: MasterKind,
+    pub(crate) arn: String,
+}
+
+/// A key that a provider has just made.
+#[derive(Debug)]
+pub(crate) struct NewKey {
+    pub(crate) key: TableKey,
+    pub(crate) wrap: Wrap,
+    sent: Tick,
+    lifetime: Lifetime,
+}
+
+impl KeyBroker {
+    /// The broker of `store`. Owned keys are asked of `owned`, or of `main` if there is no provider of their own.
+    /// `permit` is the longest that a permission lasts.
+    pub(crate) fn new(
+        store: StoreId,
+        main: Arc<dyn KeyProvider>,
+        owned: Option<Arc<dyn KeyProvider>>,
+        environment: &Environment,
+        permit: Duration,
+        events: Option<Arc<dyn EventSink>>,
+    ) -> KeyBroker {
+        KeyBroker {
+            store,
+            owned: owned.unwrap_or_else(|| main.clone()),
+            main,
+            clock: environment.clock.clone(),
+            scheduler: environment.scheduler.clone(),
+            time: StoreTime::new(environment.clock.clone()),
+            permit,
+            events,
+        }
+    }
+
+    /// Store time now, by a call to the clocks, which are compared. The store keeps the answer where every operation can load it
+    /// and calls this several times a second while it is in use: permits end in this time.
+    pub(crate) fn advance(&self) -> Tick {
+        self.time.advance()
+    }
+
+    /// The ARN of the key that is meant: found, or made where the engine may make it. Asks the provider; no lock may be held.
+    ///
+    /// # Errors
+    /// [`Error::MasterKeyUnavailable`] with the provider's reason, also if the key cannot be used at present.
+    pub(crate) fn resolve(&self, key: &MasterKey, seat: Seat) -> Result<Master> {
+        let engine_key = EngineKeyRequest::new(seat.principal());
+        let (kind, name, answer) = match key {
+            MasterKey::Owned => (MasterKind::Owned, OWNED_ALIAS, guarded(|| self.owned.owned_key(&engine_key))),
+            MasterKey::Managed => (MasterKind::Managed, MANAGED_ALIAS, guarded(|| self.main.managed_key(&engine_key))),
+            MasterKey::Customer(name) => {
+                let request = DescribeKeyRequest::new(name.clone(), seat.principal());
+                (MasterKind::Customer, name.as_str(), guarded(|| self.main.describe_key(&request)))
+            }
+        };
+        let refused = |source| Error::MasterKeyUnavailable { key: name.to_owned(), source };
+        let described = answer.map_err(refused)?;
+        let reason = match described.state {
+            KeyState::Enabled => return Ok(Master { kind, arn: described.arn }),
+            KeyState::PendingDeletion => ProviderReason::KeyPendingDeletion,
+            KeyState::Disabled | KeyState::PendingImport | KeyState::Unavailable => ProviderReason::KeyDisabled,
+        };
+        Err(refused(ProviderError::new(reason, format!("{} is {:?}", described.arn, described.state))))
+    }
+
+    /// A new key for a generation of a table, made by the provider of `master`. No lock may be held.
+    ///
+    /// # Errors
+    /// [`Error::KeyUnavailable`] with the provider's reason.
+    pub(crate) fn new_table_key(
+        &self,
+        table: TableId,
+        generation: Generation,
+        master: &Master,
+        seat: Seat,
+    ) -> Result<NewKey> {
+        let context = self.context(table, generation).map_err(|source| Error::KeyUnavailable { table, source })?;
+        let request = GenerateDataKeyRequest::new(master.arn.clone(), context.clone(), seat.principal());
+        let sent = self.time.advance();
+        let made = guarded(|| self.provider(master.kind).generate_data_key(&request))
+            .and_then(|made| if made.key_arn == master.arn { Ok(made) } else { Err(other_key(&made.key_arn)) })
+            .map_err(|source| Error::KeyUnavailable { table, source })?;
+        let key = TableKey::new(made.plaintext.into_secret(), self.store, table, generation);
+        let wrap = Wrap {
+            generation,
+            key_arn: made.key_arn,
+            context: context.pairs().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            wrapped: made.ciphertext,
+            commitment: *key.commitment(),
+            created_ms: self.clock.wall_ms(),
+            retired: false,
+        };
+        Ok(NewKey { key, wrap, sent, lifetime: made.lifetime })
+    }
+
+    /// A new system key, under the owned master key.
+    ///
+    /// # Errors
+    /// As for [`resolve`](KeyBroker::resolve) and [`new_table_key`](KeyBroker::new_table_key).
+    pub(crate) fn new_system_key(&self, generation: Generation) -> Result<NewKey> {
+        let master = self.resolve(&MasterKey::Owned, Seat::Service)?;
+        self.new_table_key(TableId::SYSTEM, generation, &master, Seat::Service)
+    }
+
+    /// Begin a principal's permit for a table with the key that was just made for it.
+    ///
+    /// # Errors
+    /// [`Error::KeyUnavailable`] if the key may not be used any more, because the answer took so long.
+    pub(crate) fn prime(&self, lease: &TableLease, seat: Seat, new: NewKey) -> Result<Arc<KeySet>> {
+        let NewKey { key, sent, lifetime, .. } = new;
+        let keys = one_key(key).ok_or_else(|| no_live_key(lease.table()))?;
+        lease.prime(seat, self.terms(), sent, Unwrapped { keys, lifetime })
+    }
+
+    /// The keys of a table, for a principal who has or gets a permit. `wraps` gives the table's wraps if the provider has to
+    /// be asked. Waits; no lock may be held.
+    ///
+    /// # Errors
+    /// [`Error::KeyUnavailable`] with the provider's reason, [`Error::WrongKey`] if another key came back,
+    /// [`Error::Tampered`] if the provider does not recognise what it wrapped, and what `wraps` gives.
+    pub(crate) fn acquire(
+        &self,
+        lease: &TableLease,
+        seat: Seat,
+        wraps: &dyn Fn() -> Result<(MasterKind, Vec<Wrap>)>,
+    ) -> Result<Arc<KeySet>> {
+        lease.acquire(seat, self.terms(), &|| {
+            let (kind, wraps) = wraps()?;
+            self.unwrap_all(lease.table(), kind, &wraps, seat)
+        })
+    }
+
+    /// Renew a permit that is due ([`TableLease::refresh_due`]). For the background; no lock may be held.
+    pub(crate) fn refresh(
+        &self,
+        lease: &TableLease,
+        seat: Seat,
+        wraps: &dyn Fn() -> Result<(MasterKind, Vec<Wrap>)>,
+    ) -> Renewal {
+        let renewal = lease.refresh(seat, self.terms(), &|| {
+            let (kind, wraps) = wraps()?;
+            self.unwrap_all(lease.table(), kind, &wraps, seat)
+        });
+        let principal = || seat.principal().to_string();
+        match &renewal {
+            Renewal::Renewed => {
+                self.tell(Event::PermitRefreshed { table: lease.table(), principal: principal() });
+            }
+            Renewal::Failed { error: Error::KeyUnavailable { source, .. }, ended: true } => {
+                let why = PermitEnd::Refused(source.clone());
+                self.tell(Event::PermitEnded { table: lease.table(), principal: principal(), why });
+            }
+            _ => {}
+        }
+        renewal
+    }
+
+    /// Let go of a table's keys if there is still reason to ([`TableLease::ending`]), after its data was brought to
+    /// safety. False if somebody got a permit in the meantime.
+    pub(crate) fn purge(&self, lease: &TableLease) -> bool {
+        let Some(ending) = lease.forget_if_ended(self.time.advance()) else {
+            return false;
+        };
+        if ending == Ending::Idle {
+            let principal = Principal::Owner.to_string();
+            self.tell(Event::PermitEnded { table: lease.table(), principal, why: PermitEnd::Idle });
+        }
+        self.tell(Event::TablePurged { table: lease.table() });
+        true
+    }
+
+    /// Unwrap every live generation and check each answer. Public to the crate for `inspect`, which keeps no permits;
+    /// everybody else goes through [`acquire`](KeyBroker::acquire).
+    ///
+    /// # Errors
+    /// As for [`acquire`](KeyBroker::acquire).
+    pub(crate) fn unwrap_all(&self, table: TableId, kind: MasterKind, wraps: &[Wrap], seat: Seat) -> Result<Unwrapped> {
+        let mut lifetime = Lifetime::new();
+        let mut keys = Vec::new();
+        for wrap in wraps.iter().filter(|wrap| !wrap.retired) {
+            let (key, answered) = self.unwrap(table, kind, wrap, seat)?;
+            lifetime = shorter(lifetime, answered);
+            keys.push(Arc::new(key));
+        }
+        let keys = KeySet::new(keys).ok_or_else(|| no_live_key(table))?;
+        Ok(Unwrapped { keys, lifetime })
+    }
+
+    fn unwrap(&self, table: TableId, kind: MasterKind, wrap: &Wrap, seat: Seat) -> Result<(TableKey, Lifetime)> {
+        let context = EncryptionContext::from_pairs(wrap.context.iter().cloned())
+            .map_err(|source| Error::KeyUnavailable { table, source })?;
+        let request = DecryptRequest::new(wrap.key_arn.clone(), wrap.wrapped.clone(), context, seat.principal());
+        let opened = guarded(|| self.provider(kind).decrypt(&request)).map_err(|source| match source.reason {
+            ProviderReason::InvalidCiphertext => Error::Tampered {
+                file: format!("key file of table {table}"),
+                offset_bytes: 0,
+                detail: "the provider does not recognise the wrapped key",
+            },
+            _ => Error::KeyUnavailable { table, source },
+        })?;
+        let wrong_key = Error::WrongKey { table, generation: wrap.generation };
+        // Opened, but with a key of somebody else's: then whoever holds that key chose what is in the wrap.
+        if opened.key_arn != wrap.key_arn {
+            return Err(wrong_key);
+        }
+        let key = TableKey::new(opened.plaintext.into_secret(), self.store, table, wrap.generation);
+        if *key.commitment() != wrap.commitment {
+            return Err(wrong_key);
+        }
+        self.tell(Event::KeyUnwrapped { table, generation: wrap.generation });
+        Ok((key, opened.lifetime))
+    }
+
+    /// What a generation of a table's key is bound to. The table's name is not in it: it would stand in clear in the provider's log.
+    fn context(&self, table: TableId, generation: Generation) -> ProviderResult<EncryptionContext> {
+        let purpose = if table == TableId::SYSTEM { "system key" } else { "table key" };
+        EncryptionContext::from_pairs([
+            ("strongroom:purpose", purpose.to_owned()),
+            ("strongroom:store", self.store.to_string()),
+            ("strongroom:table", table.to_string()),
+            ("strongroom:generation", generation.to_string()),
+        ])
+    }
+
+    fn provider(&self, kind: MasterKind) -> &dyn KeyProvider {
+        match kind {
+            MasterKind::Owned => &*self.owned,
+            MasterKind::Managed | MasterKind::Customer => &*self.main,
+        }
+    }
+
+    fn terms(&self) -> Terms<'_> {
+        Terms { time: &self.time, scheduler: &*self.scheduler, permit: self.permit }
+    }
+
+    fn tell(&self, event: Event) {
+        if let Some(events) = &self.events {
+            events.event(&event);
+        }
+    }
+}
+
+/// Refuse a provider whose keyring lies inside the store: a key beside the data protects nothing. Asked before anything is created.
+///
+/// # Errors
+/// [`Error::InvalidArgument`], or [`Error::Io`] if one of the paths cannot be resolved.
+pub(crate) fn refuse_keyring_inside(provider: &dyn KeyProvider, store: &Path, vfs: &dyn Vfs) -> Result<()> {
+    let Some(keyring) = provider.keyring_path() else {
+        return Ok(());
+    };
+    let canonical = |path: &Path| vfs.canonical(path).map_err(|error| Error::io("resolve", path.display(), error));
+    if canonical(keyring)?.starts_with(canonical(store)?) {
+        let detail = format!("{} lies inside the store {}", keyring.display(), store.display());
+        return Err(Error::InvalidArgument { what: "keyring", detail });
+    }
+    Ok(())
+}
+
+/// Call a provider. A panic in it is an answer like any other wrong one: nothing of ours was locked or half done.
+fn guarded<T>(call: impl FnOnce() -> ProviderResult<T>) -> ProviderResult<T> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err(ProviderError::new(ProviderReason::UnexpectedAnswer, "the provider panicked")))
+}
+
+fn other_key(arn: &str) -> ProviderError {
+    ProviderError::new(ProviderReason::UnexpectedAnswer, format!("it is wrapped under {arn}, which was not asked for"))
+}
+
+fn no_live_key(table: TableId) -> Error {
+    Error::Tampered { file: format!("key file of table {table}"), offset_bytes: 0, detail: "it holds no live key" }
+}
+
+fn one_key(key: TableKey) -> Option<KeySet> {
+    KeySet::new(vec![Arc::new(key)])
+}
+
+fn shorter(one: Lifetime, other: Lifetime) -> Lifetime {
+    let min = |one: Option<Duration>, other: Option<Duration>| match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    };
+    let mut shorter = Lifetime::new();
+    shorter.refresh_after = min(one.refresh_after, other.refresh_after);
+    shorter.expire_after = min(one.expire_after, other.expire_after);
+    shorter
+}
