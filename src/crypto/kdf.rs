@@ -44,8 +44,8 @@ const IDENTITY_BYTES: usize = LABEL_BYTES + 4 + 1 + 16 + 16 + 4 + 1 + 8;
 const COMMITMENT_INFO_BYTES: usize = LABEL_BYTES + 4 + 16 + 16 + 4;
 const BLOCK_INFO_BYTES: usize = LABEL_BYTES + 8;
 
-// With HKDF's counter it fits what 9 bytes of padding leave of a SHA-256 block.
-const _: () = assert!(BLOCK_INFO_BYTES + 1 <= 64 - 9);
+// 9 bytes of padding leave 55 of a SHA-256 block, and HKDF's counter wants one of them.
+const _: () = assert!(BLOCK_INFO_BYTES < 64 - 9);
 
 /// Whose key it is: all that a table key's commitment says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

