@@ -64,16 +64,19 @@ impl Operation {
 #[derive(Clone)]
 pub struct Rule {
     operation: Option<Operation>,
-    path: Arc<dyn Fn(&Path) -> bool + Send + Sync>,
+    path: Matcher,
     first: u64,
     last: u64,
     effect: Effect,
 }
 
+type Matcher = Arc<dyn Fn(&Path) -> bool + Send + Sync>;
+type Hook = Arc<dyn Fn(Operation, &Path) + Send + Sync>;
+
 #[derive(Clone)]
 enum Effect {
     Fail { error: Failure, written_bytes: usize },
-    Call(Arc<dyn Fn(Operation, &Path) + Send + Sync>),
+    Call(Hook),
 }
 
 #[derive(Clone, Copy)]

@@ -734,10 +734,12 @@ impl Contents {
             Loss::ZeroTail | Loss::GarbageTail => {
                 let cut = dice.below(pending.len() + 1);
                 let mut image = self.replay(durable + cut);
-                for write in &pending[cut..] {
-                    while image.len() < write.offset + write.len {
-                        image.push(if loss == Loss::ZeroTail { 0 } else { dice.roll() as u8 });
-                    }
+                let kept_bytes = image.len();
+                let len = pending[cut..].iter().map(|write| write.offset + write.len).max().unwrap_or(0);
+                image.resize(len.max(kept_bytes), 0);
+                if loss == Loss::GarbageTail {
+                    let garbage = image[kept_bytes..].chunks_mut(8);
+                    garbage.for_each(|chunk| chunk.copy_from_slice(&dice.roll().to_le_bytes()[..chunk.len()]));
                 }
                 image
             }

@@ -166,16 +166,20 @@ impl Entropy for SeededEntropy {
 
 /// SplitMix64: decides in which order a simulation goes and what a power cut keeps.
 #[derive(Debug)]
-pub(super) struct Dice(u64);
+pub(super) struct Dice {
+    state: u64,
+    /// Three random bits for each of the next so many decisions.
+    bits: (u64, u32),
+}
 
 impl Dice {
     pub(super) fn new(seed: u64) -> Dice {
-        Dice(seed)
+        Dice { state: seed, bits: (0, 0) }
     }
 
     pub(super) fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -188,7 +192,13 @@ impl Dice {
 
     /// True in about `eighths` of eight cases.
     pub(super) fn eighths(&mut self, eighths: u64) -> bool {
-        self.roll() >> 61 < eighths
+        if self.bits.1 == 0 {
+            // 21 * 3 = 63 of the 64 bits of a roll.
+            self.bits = (self.roll(), 21);
+        }
+        let decision = self.bits.0 & 7;
+        self.bits = (self.bits.0 >> 3, self.bits.1 - 1);
+        decision < eighths
     }
 }
 
