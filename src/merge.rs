@@ -273,10 +273,6 @@ impl KeyRange {
     fn is_above(&self, key: &[u8]) -> bool {
         self.upper.as_deref().is_some_and(|upper| key >= upper)
     }
-
-    fn is_empty(&self) -> bool {
-        matches!((&self.lower, &self.upper), (Some(lower), Some(upper)) if lower >= upper)
-    }
 }
 
 /// What a reader at one sequence number sees of a sorted source: each key once, with its newest visible value.

@@ -35,7 +35,7 @@
 
 use crate::crypto::{Authentic, Wiped};
 use crate::error::Result;
-use crate::format::Where;
+use crate::format::codec::Where;
 use crate::types::{KEY_BYTES_MAX, Kind, Seq, Trailer};
 use crate::value::Backing;
 use zeroize::Zeroize;
@@ -86,7 +86,7 @@ impl Block {
 
     /// Memory that this block holds.
     pub(crate) fn memory_bytes(&self) -> usize {
-        size_of::<Block>() + self.bytes.len() + self.heads.len() * size_of::<u64>()
+        size_of::<Block>() + self.bytes.capacity_bytes() + self.heads.len() * size_of::<u64>()
     }
 
     /// What all keys begin with.

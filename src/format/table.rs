@@ -5,7 +5,7 @@
 //! Data | ValueRun ...       data blocks (block.rs); a value above 64 KiB is a run of ValueRun frames before its block
 //! Filter ...                the bloom filter's lines, cut into frames; absent if the table has none
 //! Index ...                 blocks whose keys are separators and whose values are handles of data blocks
-//! IndexTop                  the same over Index frames, if there is more than one
+//! IndexTop ...              the same over Index frames, if there is more than one
 //! Properties                fixed size, below
 //! Bounds                    smallest and largest user key; a copy of this frame lies in the manifest
 //! Footer                    fixed size, below; the last frame
@@ -372,7 +372,7 @@ impl Footer {
         // The footer is the one frame that follows.
         require(ordinal.checked_add(1) == Some(self.frames) && offset_bytes < self.len_bytes)?;
         require(self.data.is_there() && self.index.is_there())?;
-        require(self.index_top.is_there() == (self.index.frames > 1) && self.index_top.frames <= 1)?;
+        require(self.index_top.is_there() == (self.index.frames > 1) && self.index_top.frames <= self.index.frames)?;
         require(self.properties.frames == 1 && self.bounds.frames == 1)
     }
 }
