@@ -61,7 +61,7 @@ impl Vfs for OsVfs {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         retry_on_intr(|| rustix::fs::mkdirat(CWD, path, DIRECTORY_MODE))?;
         let status = retry_on_intr(|| rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW))?;
-        if permissions(status.st_mode) != DIRECTORY_MODE {
+        if permissions(Mode::from_raw_mode(status.st_mode)) != DIRECTORY_MODE {
             retry_on_intr(|| rustix::fs::chmodat(CWD, path, DIRECTORY_MODE, AtFlags::empty()))?;
         }
         Ok(())
@@ -209,15 +209,16 @@ fn not_a(what: &str) -> io::Error {
 
 /// Give a file of ours mode 0600. Looks first, because some file systems refuse any change.
 fn make_private(file: &OsFile) -> io::Result<()> {
-    if permissions(file.metadata()?.mode()) != FILE_MODE {
+    let status = retry_on_intr(|| rustix::fs::fstat(file))?;
+    if permissions(Mode::from_raw_mode(status.st_mode)) != FILE_MODE {
         retry_on_intr(|| rustix::fs::fchmod(file, FILE_MODE))?;
     }
     Ok(())
 }
 
-/// Who may read, write and execute; without the file's type and the bits that a directory passes on.
-fn permissions(mode: u32) -> Mode {
-    Mode::from_raw_mode(mode & 0o777)
+/// Who may read, write and execute; without the bits that a directory passes on.
+fn permissions(mode: Mode) -> Mode {
+    mode & (Mode::RWXU | Mode::RWXG | Mode::RWXO)
 }
 
 fn entry_kind(kind: FileType) -> EntryKind {

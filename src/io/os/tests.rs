@@ -119,6 +119,18 @@ fn bytes_come_back_and_reading_past_the_end_is_an_error() {
     assert_eq!(std::fs::read(root.join("b")).unwrap(), [0; 11]);
 }
 
+/// The hint's outcome is ignored, so a wrong declaration of it would never be noticed.
+#[test]
+#[cfg(all(target_os = "linux", not(miri)))]
+fn the_write_back_hint_is_understood_by_the_kernel() {
+    use std::os::fd::AsRawFd;
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&[7; 8192], 0).unwrap();
+    // SAFETY: the descriptor is open, and no memory is passed.
+    let code = unsafe { linux::sync_file_range(file.as_raw_fd(), 4096, 4096, linux::SYNC_FILE_RANGE_WRITE) };
+    assert_eq!(code, 0);
+}
+
 #[test]
 fn a_directory_lists_what_is_in_it_and_goes_only_when_empty() {
     let (_directory, vfs, root) = world();
