@@ -18,6 +18,7 @@ pub mod types;
 
 mod crypto;
 mod cursor;
+mod format;
 mod memtable;
 mod sync;
 mod value;

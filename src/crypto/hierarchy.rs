@@ -83,6 +83,12 @@ impl TableKey {
         key
     }
 
+    /// The tag of the header of the file that `ordinals` counts, over all the header's bytes before it: for files whose frames
+    /// are sealed by [`StreamSealer`]s.
+    pub(crate) fn header_tag(&self, suite: Suite, ordinals: &Ordinals, header: &[u8]) -> Tag {
+        self.file_key(suite, ordinals.kind(), ordinals.number(), ordinals.salt()).header_tag(header)
+    }
+
     /// This table's key in the segment that `ordinals` counts.
     ///
     /// A table asks for it once per segment; asking again is safe, because the places are counted in `ordinals`.

@@ -1,0 +1,199 @@
+//! Every checksum of a file, without any key: a walker that says which bytes it wants next.
+//!
+//! ```text
+//! let mut walk = Scrub::new(kind, len_bytes);
+//! while let Some(range) = walk.wants() {
+//!     let bytes = read(range)?;                       // never more than a frame, or a window of SEARCH_BYTES
+//!     if let Err(finding) = walk.feed(&bytes, name) { report(finding) }    // and go on
+//! }
+//! ```
+//! It does no I/O itself, and ends after a number of steps bounded by the file's length, whatever the bytes are.
+//!
+//! What a finding ends differs by kind. Behind a frame whose body rotted, the next one is where the head says. Where the head
+//! itself is not to be trusted, frames of a journal are searched for; the second unit of a key file begins in the middle;
+//! a sorted table's other frames cannot be found without its sealed footer, so the walk ends.
+//!
+//! Without a key, nothing here says that a file is authentic, complete, or the right one. The log's live segment may end in
+//! a torn frame after a power cut; whoever reports findings says so.
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::format::codec::Where;
+use crate::format::frame::{
+    FRAME_HEAD_BYTES, FileHeader, FrameHead, HEADER_BYTES, JOURNAL_HEAD_BYTES, JournalHead, next_head_within,
+};
+use crate::types::{FRAME_BYTES_MAX, FileKind};
+
+/// Bytes that are asked for at once when frames are searched for behind a hole.
+const SEARCH_BYTES: u64 = 256 << 10;
+
+/// The walk through one file.
+#[derive(Debug)]
+pub(crate) struct Scrub {
+    kind: FileKind,
+    len_bytes: u64,
+    position: u64,
+    state: State,
+    frames: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// A header stands at the position.
+    Header,
+    /// A frame begins at the position.
+    Head,
+    /// A frame with this head begins at the position.
+    Frame(FrameHead),
+    /// A journal frame with this head begins at the position.
+    Journal(JournalHead),
+    /// A journal frame begins at the position or behind it.
+    Search,
+    Done,
+}
+
+impl Scrub {
+    /// Walk a file of this kind and length.
+    pub(crate) fn new(kind: FileKind, len_bytes: u64) -> Scrub {
+        Scrub { kind, len_bytes, position: 0, state: State::Header, frames: 0 }
+    }
+
+    /// The bytes that [`feed`](Scrub::feed) takes next; `None` at the end. They lie within the file.
+    pub(crate) fn wants(&self) -> Option<Range<u64>> {
+        let len = match self.state {
+            State::Header => HEADER_BYTES as u64,
+            State::Head => self.head_bytes() as u64,
+            State::Frame(head) => head.frame_bytes(),
+            State::Journal(head) => head.frame_bytes(),
+            State::Search => SEARCH_BYTES,
+            State::Done => return None,
+        };
+        Some(self.position..self.len_bytes.min(self.position.saturating_add(len)))
+    }
+
+    /// Frames whose checksums were right so far.
+    pub(crate) fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// Bytes of the file behind which there is nothing left to check, as far as is known.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Check the bytes that were wanted.
+    ///
+    /// # Errors
+    /// A finding. The walk goes on with what [`wants`](Scrub::wants) says then.
+    pub(crate) fn feed(&mut self, bytes: &[u8], file: &str) -> Result<()> {
+        let place = Where::new(file, self.position);
+        match self.state {
+            State::Header => self.header(bytes, &place),
+            State::Head => self.head(bytes, &place),
+            State::Frame(head) => {
+                let checked = head.check_crc(bytes, &place);
+                self.pass_frame(head.frame_bytes(), checked)
+            }
+            State::Journal(head) => {
+                let checked = head.check_crc(bytes, &place);
+                self.pass_frame(head.frame_bytes(), checked)
+            }
+            State::Search => {
+                self.search(bytes);
+                Ok(())
+            }
+            State::Done => Ok(()),
+        }
+    }
+
+    fn header(&mut self, bytes: &[u8], place: &Where<'_>) -> Result<()> {
+        let checked = FileHeader::decode(bytes, place).and_then(|header| {
+            if header.kind == self.kind { Ok(()) } else { Err(place.tampered("the header names another kind of file")) }
+        });
+        // Headers have one size for ever, so what follows can be looked at whatever this one says.
+        self.go_to(self.position + HEADER_BYTES as u64, State::Head);
+        checked
+    }
+
+    fn head(&mut self, bytes: &[u8], place: &Where<'_>) -> Result<()> {
+        let state = if self.is_journal() {
+            JournalHead::decode(bytes, place).map(State::Journal)
+        } else {
+            match bytes.first_chunk::<FRAME_HEAD_BYTES>() {
+                Some(head) => FrameHead::decode(head, FRAME_BYTES_MAX, place).map(State::Frame),
+                None => Err(place.bit_rot("the frame is cut off")),
+            }
+        };
+        match state {
+            Ok(state) => {
+                self.state = state;
+                Ok(())
+            }
+            Err(finding) => {
+                self.lose_the_way();
+                Err(finding)
+            }
+        }
+    }
+
+    /// Go behind a frame whose head was right.
+    fn pass_frame(&mut self, frame_bytes: u64, checked: Result<()>) -> Result<()> {
+        let end = self.position.saturating_add(frame_bytes);
+        if end > self.len_bytes {
+            // A frame that is longer than the rest of the file may hide others.
+            self.lose_the_way();
+            return checked;
+        }
+        self.frames += u64::from(checked.is_ok());
+        let at_second_unit = self.is_twice() && end == self.len_bytes / 2;
+        self.go_to(end, if at_second_unit { State::Header } else { State::Head });
+        checked
+    }
+
+    fn search(&mut self, window: &[u8]) {
+        let left = self.len_bytes - self.position;
+        if let Some((offset, head)) = next_head_within(window, 0, left) {
+            return self.go_to(self.position + offset as u64, State::Journal(head));
+        }
+        // The last bytes of a window may be the first of a head.
+        let passed = (window.len() as u64).saturating_sub(JOURNAL_HEAD_BYTES as u64 - 1);
+        if passed == 0 || self.position + window.len() as u64 >= self.len_bytes {
+            self.state = State::Done;
+        } else {
+            self.go_to(self.position + passed, State::Search);
+        }
+    }
+
+    /// What stands at the position says nothing about what follows.
+    fn lose_the_way(&mut self) {
+        let middle = self.len_bytes / 2;
+        if self.is_journal() {
+            self.go_to(self.position + 1, State::Search);
+        } else if self.is_twice() && self.position < middle {
+            self.go_to(middle, State::Header);
+        } else {
+            self.state = State::Done;
+        }
+    }
+
+    fn go_to(&mut self, position: u64, state: State) {
+        self.position = position;
+        self.state = if position < self.len_bytes { state } else { State::Done };
+    }
+
+    fn head_bytes(&self) -> usize {
+        if self.is_journal() { JOURNAL_HEAD_BYTES } else { FRAME_HEAD_BYTES }
+    }
+
+    fn is_journal(&self) -> bool {
+        matches!(self.kind, FileKind::Manifest | FileKind::Log | FileKind::Parked)
+    }
+
+    fn is_twice(&self) -> bool {
+        matches!(self.kind, FileKind::KeyFile | FileKind::SystemKey)
+    }
+}
+
+#[cfg(test)]
+mod tests;
