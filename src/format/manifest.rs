@@ -26,11 +26,12 @@
 //!   8 AddFile        slot u32 | level u8 | file
 //!   9 RemoveFile     slot u32 | level u8 | number u64
 //!  10 Flushed        slot u32 | seq u64
-//!  11 AddSegment     number u64 | salt 32 | previous tag 16
+//!  11 AddSegment     number u64 | salt 32
 //!  12 RemoveSegment  number u64
 //!  13 LogEnds        segment u64 | end_bytes u64 | tag 16 | seq u64
 //!  14 CleanClose     segment u64 | end_bytes u64 | tag 16 | seq u64
 //!  15 PictureEnds
+//!  16 LogSynced      segment u64 | end_bytes u64
 //!
 //! pin   version u64 | tag 16 | count varint | count times: generation u32, commitment 32
 //! file  number u64 | container u64 | offset_bytes u64 | len_bytes u64 | salt 32 | final tag 16 | generation u32 | suite u8
@@ -46,7 +47,7 @@ use crate::format::frame::{
     Expected, FileHeader, FileOpener, FileSealer, FrameKind, JOURNAL_PAYLOAD_BYTES_MAX, decode_number, decode_suite,
 };
 use crate::format::keyfile::MasterKind;
-use crate::format::log::decode_seq;
+use crate::format::log::{LogPoint, decode_seq};
 use crate::io::Entropy;
 use crate::options::Compression;
 use crate::types::{
@@ -149,8 +150,6 @@ pub(crate) enum Edit {
         number: FileNumber,
         /// Its salt.
         salt: Salt,
-        /// Tag of the last envelope before it.
-        previous: Tag,
     },
     /// No table needs the segment any more.
     RemoveSegment {
@@ -181,6 +180,11 @@ pub(crate) enum Edit {
     },
     /// The picture with which a manifest begins is complete.
     PictureEnds,
+    /// The log was durable up to this point when this was written.
+    LogSynced {
+        /// The point.
+        point: LogPoint,
+    },
 }
 
 /// Which key file counts: an older one than this is refused.
@@ -461,11 +465,10 @@ impl Edit {
                 out.put_u32(slot.0);
                 out.put_u64(seq.get());
             }
-            Edit::AddSegment { number, salt, previous } => {
+            Edit::AddSegment { number, salt } => {
                 out.put_u8(11);
                 out.put_u64(number.0);
                 out.put(salt.as_bytes());
-                out.put(previous);
             }
             Edit::RemoveSegment { number } => {
                 out.put_u8(12);
@@ -480,6 +483,11 @@ impl Edit {
                 encode_log_end(*segment, *end_bytes, tag, *seq, out);
             }
             Edit::PictureEnds => out.put_u8(15),
+            Edit::LogSynced { point } => {
+                out.put_u8(16);
+                out.put_u64(point.segment.0);
+                out.put_u64(point.end_bytes);
+            }
         }
     }
 
@@ -520,7 +528,6 @@ impl Edit {
             11 => Edit::AddSegment {
                 number: FileNumber(reader.u64()?),
                 salt: Salt::from_bytes(reader.array()?),
-                previous: reader.array()?,
             },
             12 => Edit::RemoveSegment { number: FileNumber(reader.u64()?) },
             13 => {
@@ -532,6 +539,9 @@ impl Edit {
                 Edit::CleanClose { segment, end_bytes, tag, seq }
             }
             15 => Edit::PictureEnds,
+            16 => Edit::LogSynced {
+                point: LogPoint { segment: FileNumber(reader.u64()?), end_bytes: reader.u64()? },
+            },
             number => return Err(Refusal::Unknown { what: "manifest edit", number: u64::from(number) }),
         })
     }

@@ -1,0 +1,390 @@
+//! The log of version edits: which picture of the store is true, whatever happens in between.
+//!
+//! ```text
+//! CURRENT ──> manifest/N.manifest:  header │ picture (one group) │ group │ mark │ group │ mark │ ...
+//!                                           \_ synced before CURRENT names it    \_ synced before it counts
+//! ```
+//!
+//! - A *group* of edits is atomic, has the next epoch, and is synced before anybody acts on it.
+//! - A *mark* follows each group, unsynced: it attests that the group before was durable. So reading can tell a group
+//!   that a power cut tore (nothing behind it attests it) from one that was damaged afterwards (the mark does).
+//! - Every opening for writing begins a new file, so no file of an earlier opening is ever appended to. A file that has grown to
+//!   more than twice its picture is replaced by a new one.
+//! - After a clean close `CURRENT` says where the file ends; any missing byte is then an error.
+//!
+//! An error in [`Manifest::append`] leaves the file's end unknown. The caller must not use the manifest again: only reading it
+//! anew can tell what is true.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::state::{SegmentEnd, State};
+use crate::crypto::{Suite, TableKey, Tag};
+use crate::error::{Error, Result};
+use crate::format::current::{Closed, Current};
+use crate::format::frame::{Expected, HEADER_BYTES, JOURNAL_HEAD_BYTES, JournalHead, next_head};
+use crate::format::manifest::{Edit, EditGroup, ManifestOpener, ManifestSealer};
+use crate::format::{FileName, Where};
+use crate::io::directory::{Directory, refused};
+use crate::io::{Entropy, File};
+use crate::types::{Epoch, FileKind, FileNumber, Seq, TableId};
+
+/// A manifest is replaced once its edits take more than twice as many bytes as its picture, and at least this many.
+const REWRITE_BYTES_MIN: u64 = 64 << 10;
+/// Edits of a picture that go into one group.
+const PICTURE_GROUP_EDITS: usize = 4096;
+/// `CURRENT` is much smaller.
+const CURRENT_BYTES_MAX: u64 = 16 << 10;
+
+/// The manifest of a store that is open for writing.
+pub(crate) struct Manifest {
+    dir: Arc<Directory>,
+    entropy: Arc<dyn Entropy>,
+    system: Arc<TableKey>,
+    suite: Suite,
+    inner: Mutex<Inner>,
+    /// The epoch of the last durable group, readable without the lock.
+    epoch: AtomicU64,
+}
+
+struct Inner {
+    state: State,
+    live: LiveFile,
+}
+
+/// The file that is being appended to.
+struct LiveFile {
+    number: FileNumber,
+    file: Arc<dyn File>,
+    sealer: ManifestSealer,
+    /// The last ordinal that is known to be durable.
+    synced_ordinal: u64,
+    picture: PictureEnd,
+    last_tag: Tag,
+}
+
+/// Where the picture at the front of a manifest ends.
+#[derive(Clone, Copy)]
+struct PictureEnd {
+    bytes: u64,
+    ordinal: u64,
+}
+
+impl Manifest {
+    /// Write `state` as the picture of a new manifest file and make it the store's. The state's epoch is the picture's.
+    pub(crate) fn create(
+        dir: Arc<Directory>,
+        entropy: Arc<dyn Entropy>,
+        system: Arc<TableKey>,
+        suite: Suite,
+        number: FileNumber,
+        state: State,
+    ) -> Result<Manifest> {
+        let live = LiveFile::create(&dir, &*entropy, &system, suite, number, &state)?;
+        live.make_current(&dir, &*entropy, &system, suite, &state, false)?;
+        let epoch = AtomicU64::new(state.epoch.0);
+        Ok(Manifest { dir, entropy, system, suite, inner: Mutex::new(Inner { state, live }), epoch })
+    }
+
+    /// Epoch of the last durable group of edits.
+    pub(crate) fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Ordering::Acquire))
+    }
+
+    /// Look at the picture. `look` must not call back.
+    pub(crate) fn with_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.inner.lock().state)
+    }
+
+    /// Make a group of edits durable: all of them or, if this fails, nobody knows.
+    pub(crate) fn append(&self, edits: Vec<Edit>) -> Result<Epoch> {
+        let mut inner = self.inner.lock();
+        let epoch = self.next_epoch(&inner)?;
+        let name = FileName::Manifest(inner.live.number).path();
+        let place = Where::new(&name, inner.live.sealer.len_bytes());
+        // An edit that does not follow is a mistake of this program. It must not reach the disk, so the picture is
+        // changed first: that it is wrong in memory afterwards does not matter, since the caller gives the store up.
+        for edit in &edits {
+            inner.state.apply(edit.clone(), &place)?;
+        }
+        let synced_ordinal = inner.live.synced_ordinal;
+        inner.live.append_group(&EditGroup { epoch, synced_ordinal: Some(synced_ordinal), edits })?;
+        inner.state.epoch = epoch;
+        self.epoch.store(epoch.0, Ordering::Release);
+        Ok(epoch)
+    }
+
+    /// Begin a new file with the present picture if the live one has grown too long. Returns the number of the file that is no
+    /// longer needed.
+    pub(crate) fn rewrite_if_long(&self, number: impl FnOnce() -> Result<FileNumber>) -> Result<Option<FileNumber>> {
+        let mut inner = self.inner.lock();
+        let (len, picture) = (inner.live.sealer.len_bytes(), inner.live.picture.bytes);
+        if len <= (3 * picture).max(REWRITE_BYTES_MIN) {
+            return Ok(None);
+        }
+        inner.state.epoch = self.next_epoch(&inner)?;
+        let live = LiveFile::create(&self.dir, &*self.entropy, &self.system, self.suite, number()?, &inner.state)?;
+        live.make_current(&self.dir, &*self.entropy, &self.system, self.suite, &inner.state, false)?;
+        self.epoch.store(inner.state.epoch.0, Ordering::Release);
+        let old = std::mem::replace(&mut inner.live, live);
+        let _ = self.dir.remove(&FileName::Manifest(old.number).path());
+        Ok(Some(old.number))
+    }
+
+    /// Record that the log ends here and that nothing more will be written, here and in `CURRENT`.
+    pub(crate) fn close(&self, segment: FileNumber, end: SegmentEnd, seq: Seq) -> Result<()> {
+        self.append(vec![Edit::CleanClose { segment, end_bytes: end.end_bytes, tag: end.tag, seq }])?;
+        let inner = self.inner.lock();
+        // The mark behind the last group is part of the length that CURRENT will insist on.
+        inner.live.sync()?;
+        inner.live.make_current(&self.dir, &*self.entropy, &self.system, self.suite, &inner.state, true)
+    }
+
+    fn next_epoch(&self, inner: &Inner) -> Result<Epoch> {
+        inner.state.epoch.next().ok_or(Error::LimitExceeded {
+            what: "epoch",
+            limit: u64::MAX,
+            actual: inner.state.epoch.0,
+        })
+    }
+}
+
+impl LiveFile {
+    fn create(
+        dir: &Directory,
+        entropy: &dyn Entropy,
+        system: &TableKey,
+        suite: Suite,
+        number: FileNumber,
+        state: &State,
+    ) -> Result<LiveFile> {
+        let mut bytes = Vec::new();
+        let mut sealer = ManifestSealer::create(system, suite, number, entropy, &mut bytes)?;
+        let mut edits = state.picture();
+        edits.push(Edit::PictureEnds);
+        let mut last_ordinal = 0;
+        for part in edits.chunks(PICTURE_GROUP_EDITS) {
+            let group = EditGroup { epoch: state.epoch, synced_ordinal: None, edits: part.to_vec() };
+            last_ordinal = sealer.append(&group, &mut bytes)?;
+        }
+        let name = FileName::Manifest(number).path();
+        let file = dir.create(&name)?;
+        file.write_all_at(&bytes, 0).map_err(|error| refused("write", &name, error))?;
+        file.sync().map_err(|error| refused("sync", &name, error))?;
+        dir.sync_dir("manifest")?;
+        let picture = PictureEnd { bytes: sealer.len_bytes(), ordinal: last_ordinal };
+        let last_tag = last_tag(&bytes);
+        Ok(LiveFile { number, file, sealer, synced_ordinal: last_ordinal, picture, last_tag })
+    }
+
+    fn append_group(&mut self, group: &EditGroup) -> Result<()> {
+        let last = self.write(group)?;
+        self.sync()?;
+        self.synced_ordinal = last;
+        // The mark is not synced: if it is lost, so is nothing else.
+        self.write(&EditGroup { epoch: group.epoch, synced_ordinal: Some(last), edits: Vec::new() }).map(drop)
+    }
+
+    /// Write a group at the end; the ordinal of its last frame.
+    fn write(&mut self, group: &EditGroup) -> Result<u64> {
+        let (offset, mut bytes) = (self.sealer.len_bytes(), Vec::new());
+        let last = self.sealer.append(group, &mut bytes)?;
+        self.last_tag = last_tag(&bytes);
+        let written = self.file.write_all_at(&bytes, offset);
+        written.map_err(|error| refused("write", &FileName::Manifest(self.number).path(), error))?;
+        Ok(last)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync().map_err(|error| refused("sync", &FileName::Manifest(self.number).path(), error))
+    }
+
+    /// Make this file the store's manifest, atomically and durably.
+    fn make_current(
+        &self,
+        dir: &Directory,
+        entropy: &dyn Entropy,
+        system: &TableKey,
+        suite: Suite,
+        state: &State,
+        closed: bool,
+    ) -> Result<()> {
+        let current = Current {
+            manifest: self.number,
+            salt: *self.sealer.salt(),
+            epoch: state.epoch,
+            picture_end_bytes: self.picture.bytes,
+            picture_last_ordinal: self.picture.ordinal,
+            closed: closed.then(|| Closed {
+                len_bytes: self.sealer.len_bytes(),
+                last_tag: self.last_tag,
+                epoch: state.epoch,
+            }),
+        };
+        let bytes = current.seal(system, suite, entropy)?;
+        dir.replace(&FileName::Current.path(), &FileName::Current.temporary_path(), &bytes)?;
+        dir.sync_dir("")
+    }
+}
+
+/// The tag of the last of these whole frames.
+fn last_tag(frames: &[u8]) -> Tag {
+    frames.last_chunk().copied().unwrap_or_default()
+}
+
+/// What reading a store's manifest found.
+pub(crate) struct Found {
+    pub state: State,
+    /// The file that was read.
+    pub number: FileNumber,
+    /// Whether the store was closed cleanly.
+    pub closed: bool,
+    /// Bytes at the end that nothing attests as durable, which are ignored.
+    pub discarded_bytes: u64,
+}
+
+/// Read `CURRENT` and the manifest that it names. Changes nothing.
+pub(crate) fn read(dir: &Directory, system: &TableKey) -> Result<Found> {
+    let current_name = FileName::Current.path();
+    let bytes = dir.read(&current_name, CURRENT_BYTES_MAX)?;
+    let current = Current::open(&bytes, system, &Where::new(&current_name, 0))?.into_inner();
+    let name = FileName::Manifest(current.manifest).path();
+    let bytes = dir.read(&name, u64::MAX)?;
+    Reading { name: &name, bytes: &bytes, system, current: &current }.run()
+}
+
+struct Reading<'a> {
+    name: &'a str,
+    bytes: &'a [u8],
+    system: &'a TableKey,
+    current: &'a Current,
+}
+
+impl Reading<'_> {
+    fn run(&self) -> Result<Found> {
+        let expected = Expected {
+            kind: FileKind::Manifest,
+            number: self.current.manifest,
+            subject: TableId::SYSTEM,
+            suite: None,
+            salt: Some(self.current.salt),
+        };
+        let mut opener = ManifestOpener::open(self.bytes, self.system, &expected, &self.at(0))?;
+        let mut picture = Picture { state: None, complete: false };
+        let len = self.bytes.len() as u64;
+        let mut offset = HEADER_BYTES as u64;
+        // Where the last whole group ends: what counts.
+        let mut end = offset;
+        let mut attested = Some(self.current.picture_last_ordinal);
+        while offset < len {
+            let ordinal = opener.next_ordinal();
+            let place = self.at(offset);
+            let (frame, frame_len) = match self.frame(offset) {
+                Ok(frame) => frame,
+                // Missing, or not what its checksum says: the tail of a crash, unless something knows better.
+                Err(Error::BitRot { .. }) => break,
+                Err(error) => return Err(error),
+            };
+            if let Some(group) = opener.feed(frame, &place)? {
+                let group = group.into_inner();
+                attested = attested.max(group.synced_ordinal);
+                picture.apply(group, &place)?;
+                end = offset + frame_len;
+            }
+            offset += frame_len;
+            debug_assert_eq!(opener.next_ordinal(), ordinal + 1);
+        }
+        attested = attested.max(self.attested_behind(&opener, offset));
+        // The first ordinal that is not there as a whole.
+        let missing = opener.next_ordinal();
+        if attested.is_some_and(|attested| missing <= attested) {
+            return Err(self.damaged(offset));
+        }
+        let closed = match &self.current.closed {
+            None => false,
+            Some(closed) if closed.len_bytes == len && end == len && closed.last_tag == last_tag(self.bytes) => true,
+            Some(_) => return Err(self.damaged(end)),
+        };
+        match picture.state {
+            Some(state) if picture.complete => {
+                Ok(Found { state, number: self.current.manifest, closed, discarded_bytes: len - end })
+            }
+            _ => Err(self.damaged(end)),
+        }
+    }
+
+    /// The whole frame at `offset`, checked against its checksums, and its length.
+    fn frame(&self, offset: u64) -> Result<(Vec<u8>, u64)> {
+        let rest = &self.bytes[offset as usize..];
+        let place = self.at(offset);
+        let head = JournalHead::decode(rest, &place)?;
+        let len = head.frame_bytes();
+        let frame = usize::try_from(len).ok().and_then(|len| rest.get(..len));
+        let frame = frame.ok_or_else(|| place.bit_rot("the frame is cut off"))?;
+        head.check_crc(frame, &place)?;
+        Ok((frame.to_vec(), len))
+    }
+
+    /// The highest ordinal that an authentic frame behind the hole at `offset` says was durable.
+    fn attested_behind(&self, opener: &ManifestOpener, offset: u64) -> Option<u64> {
+        let mut attested = None;
+        let mut from = offset as usize;
+        while from + JOURNAL_HEAD_BYTES <= self.bytes.len() {
+            let Some((found, head)) = next_head(self.bytes, from) else { break };
+            from = found + 1;
+            let place = self.at(found as u64);
+            let Ok((frame, len)) = self.frame(found as u64) else { continue };
+            let Ok(payload) = opener.attest(head.ordinal, frame, &place) else { continue };
+            from = found + len as usize;
+            // A group in one frame, as every mark is; a piece of a longer group attests nothing by itself.
+            if let Some(group) = payload.strip_prefix(&[0]).and_then(|bytes| EditGroup::decode(bytes).ok()) {
+                attested = attested.max(group.synced_ordinal);
+            }
+        }
+        attested
+    }
+
+    fn at(&self, offset_bytes: u64) -> Where<'_> {
+        Where::new(self.name, offset_bytes)
+    }
+
+    fn damaged(&self, offset_bytes: u64) -> Error {
+        Error::LogDamaged { file: self.name.to_owned(), offset_bytes }
+    }
+}
+
+/// The picture as it grows while a manifest is read.
+struct Picture {
+    state: Option<State>,
+    complete: bool,
+}
+
+impl Picture {
+    fn apply(&mut self, group: EditGroup, place: &Where<'_>) -> Result<()> {
+        let mut edits = group.edits;
+        let state = match &mut self.state {
+            Some(state) => state,
+            None => {
+                let state = State::begin(&edits, place)?;
+                edits.drain(..2);
+                self.state.insert(state)
+            }
+        };
+        // Groups of the picture and marks repeat an epoch, every other group has the next one.
+        let follows = match self.complete && !edits.is_empty() {
+            true => state.epoch.next() == Some(group.epoch),
+            false => state.epoch == group.epoch || state.epoch == Epoch(0),
+        };
+        if !follows {
+            return Err(place.tampered("an epoch is missing before this one"));
+        }
+        state.epoch = group.epoch;
+        for edit in edits {
+            self.complete |= edit == Edit::PictureEnds;
+            state.apply(edit, place)?;
+        }
+        Ok(())
+    }
+}

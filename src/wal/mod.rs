@@ -1,0 +1,336 @@
+//! The write-ahead log: one for all tables, in segments that are written once and deleted.
+//!
+//! ```text
+//! segment:  header │ envelope section section │ envelope section │ mark │ envelope ...
+//!                    \_____ one group ______/
+//! ```
+//!
+//! A *group* is an envelope, sealed under the system key, and one section per table, each under that table's key for
+//! this segment. It goes to the file with one write. An envelope names its sections by length and tag, the envelope
+//! before it by tag, and how far the log was durable when it was written, so recovery needs the system key alone to know
+//! what is there and what is missing ([`replay`]).
+//!
+//! # Invariants
+//! - Places are taken from the segment's own counter, under the writer's lock, in the order in which they lie in the
+//!   file; a place that was taken is never written twice, because any error ends the log's life.
+//! - A segment of an earlier opening is never written to. A spare is a segment that nobody has written to yet.
+//! - [`Log::sync`] makes older segments durable before newer ones, so that what is durable is a prefix.
+//!
+//! What poisons the store, and which segments nobody needs any more, is the caller's business.
+
+pub(crate) mod replay;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+pub(crate) use self::replay::SectionRef;
+
+use crate::crypto::{Salt, StreamSealer, Suite, TableKey, Tag};
+use crate::error::{Error, Result};
+use crate::format::FileName;
+use crate::format::log::{GroupWriter, LogPoint, SegmentSealer, entry_bytes};
+use crate::io::directory::{Directory, refused};
+use crate::io::{Entropy, LogFile, PlainLogFile};
+use crate::types::{Epoch, FileNumber, Generation, Kind, Seq, Slot};
+
+/// A group buffer larger than this is given back after the write.
+const BUFFER_BYTES_KEPT: usize = 4 << 20;
+
+/// One entry of a section.
+#[derive(Clone, Copy)]
+pub(crate) struct Op<'a> {
+    pub kind: Kind,
+    pub key: &'a [u8],
+    pub value: &'a [u8],
+}
+
+/// What one table contributes to a group.
+pub(crate) struct SectionInput<'a> {
+    pub slot: Slot,
+    pub suite: Suite,
+    pub key: &'a TableKey,
+    pub first_seq: Seq,
+    pub ops: &'a [Op<'a>],
+}
+
+/// The log of an open store: what everybody may ask, while the writer writes.
+pub(crate) struct Log {
+    dir: Arc<Directory>,
+    entropy: Arc<dyn Entropy>,
+    system: Arc<TableKey>,
+    suite: Suite,
+    shared: Mutex<Shared>,
+    /// Held while files are synced, so that those who come meanwhile share the next sync.
+    syncing: Mutex<()>,
+}
+
+struct Shared {
+    /// Where the next group will begin.
+    end: LogPoint,
+    /// Everything before this is durable.
+    synced: LogPoint,
+    /// Written segments that are not known to be durable, oldest first, with their lengths; the last is the current one.
+    unsynced: VecDeque<Unsynced>,
+    /// Lengths of all live segments.
+    segments: BTreeMap<FileNumber, u64>,
+    spare: Option<OpenSegment>,
+}
+
+struct Unsynced {
+    number: FileNumber,
+    file: Arc<dyn LogFile>,
+    end_bytes: u64,
+}
+
+/// What only the one who commits may touch.
+pub(crate) struct LogWriter {
+    current: Option<OpenSegment>,
+    /// Tag of the last envelope, across segments.
+    previous: Tag,
+    /// How far the last envelope said that the log was durable.
+    attested: LogPoint,
+    buffer: Vec<u8>,
+}
+
+/// A segment that is being written.
+pub(crate) struct OpenSegment {
+    number: FileNumber,
+    file: Arc<dyn LogFile>,
+    sealer: SegmentSealer,
+    sections: HashMap<(Slot, Generation), StreamSealer>,
+    end_bytes: u64,
+}
+
+impl OpenSegment {
+    /// The salt in its header.
+    pub(crate) fn salt(&self) -> Salt {
+        *self.sealer.salt()
+    }
+}
+
+impl Log {
+    /// A log whose older segments (number and length) are durable, and which has no segment to write to yet.
+    pub(crate) fn new(
+        dir: Arc<Directory>,
+        entropy: Arc<dyn Entropy>,
+        system: Arc<TableKey>,
+        suite: Suite,
+        segments: BTreeMap<FileNumber, u64>,
+        previous: Tag,
+    ) -> (Log, LogWriter) {
+        let synced = segments
+            .last_key_value()
+            .map_or(LogPoint::default(), |(&segment, &end_bytes)| LogPoint { segment, end_bytes });
+        let shared = Shared { end: synced, synced, unsynced: VecDeque::new(), segments, spare: None };
+        let log = Log { dir, entropy, system, suite, shared: Mutex::new(shared), syncing: Mutex::default() };
+        (log, LogWriter { current: None, previous, attested: synced, buffer: Vec::new() })
+    }
+
+    /// Create a segment file with its header, durably. Nobody knows it until the manifest names it.
+    pub(crate) fn create_segment(&self, number: FileNumber) -> Result<OpenSegment> {
+        let name = FileName::Log(number).path();
+        let mut header = Vec::new();
+        let sealer = SegmentSealer::create(&self.system, self.suite, number, &*self.entropy, &mut header)?;
+        let file = self.dir.create(&name)?;
+        file.write_all_at(&header, 0).map_err(|error| refused("write", &name, error))?;
+        file.sync().map_err(|error| refused("sync", &name, error))?;
+        self.dir.sync_dir("wal")?;
+        let file = Arc::new(PlainLogFile(file));
+        Ok(OpenSegment { number, file, sealer, sections: HashMap::new(), end_bytes: header.len() as u64 })
+    }
+
+    /// Keep a segment that the manifest names now for when it is needed.
+    pub(crate) fn offer_spare(&self, spare: OpenSegment) {
+        let mut shared = self.shared.lock();
+        shared.segments.insert(spare.number, spare.end_bytes);
+        shared.spare = Some(spare);
+    }
+
+    /// Whether the next group may go to the current segment.
+    pub(crate) fn has_room(&self, writer: &LogWriter, segment_bytes: u64) -> bool {
+        writer.current.as_ref().is_some_and(|current| current.end_bytes < segment_bytes)
+    }
+
+    /// Whether it is time to prepare the next segment.
+    pub(crate) fn wants_spare(&self, segment_bytes: u64) -> bool {
+        let shared = self.shared.lock();
+        shared.spare.is_none() && shared.end.end_bytes > segment_bytes / 2
+    }
+
+    /// Go on with the spare segment, if there is one.
+    pub(crate) fn take_spare(&self, writer: &mut LogWriter) -> bool {
+        let mut shared = self.shared.lock();
+        let Some(spare) = shared.spare.take() else { return false };
+        shared.end = LogPoint { segment: spare.number, end_bytes: spare.end_bytes };
+        shared.unsynced.push_back(Unsynced { number: spare.number, file: spare.file.clone(), end_bytes: spare.end_bytes });
+        writer.current = Some(spare);
+        true
+    }
+
+    /// Append one group, whose first entry has `first_seq`; where it ends. After an error the log must not be written again.
+    pub(crate) fn append(
+        &self,
+        writer: &mut LogWriter,
+        epoch: Epoch,
+        first_seq: Seq,
+        inputs: &[SectionInput<'_>],
+    ) -> Result<LogPoint> {
+        let synced = self.shared.lock().synced;
+        let LogWriter { current, previous, attested, buffer } = writer;
+        let segment = current.as_mut().ok_or_else(no_segment)?;
+        buffer.clear();
+        let tag = segment.seal_group(epoch, first_seq, *previous, synced, inputs, buffer)?;
+        let written = segment.file.write_at(buffer, segment.end_bytes);
+        written.map_err(|error| refused("write", &FileName::Log(segment.number).path(), error))?;
+        segment.end_bytes += buffer.len() as u64;
+        *previous = tag;
+        *attested = synced;
+        if buffer.capacity() > BUFFER_BYTES_KEPT {
+            *buffer = Vec::new();
+        }
+        Ok(self.advance(segment))
+    }
+
+    /// Attest what has become durable since the last envelope, by an envelope without sections that is not synced itself.
+    pub(crate) fn mark(&self, writer: &mut LogWriter, epoch: Epoch, next_seq: Seq) -> Result<()> {
+        if writer.current.is_none() || writer.attested >= self.shared.lock().synced {
+            return Ok(());
+        }
+        self.append(writer, epoch, next_seq, &[]).map(drop)
+    }
+
+    /// Note how far the current segment has come.
+    fn advance(&self, segment: &OpenSegment) -> LogPoint {
+        let mut shared = self.shared.lock();
+        shared.end = LogPoint { segment: segment.number, end_bytes: segment.end_bytes };
+        shared.segments.insert(segment.number, segment.end_bytes);
+        match shared.unsynced.back_mut() {
+            Some(last) if last.number == segment.number => last.end_bytes = segment.end_bytes,
+            _ => shared.unsynced.push_back(Unsynced {
+                number: segment.number,
+                file: segment.file.clone(),
+                end_bytes: segment.end_bytes,
+            }),
+        }
+        shared.end
+    }
+
+    /// Where the next group will begin.
+    pub(crate) fn end(&self) -> LogPoint {
+        self.shared.lock().end
+    }
+
+    /// Everything before this is durable.
+    pub(crate) fn synced(&self) -> LogPoint {
+        self.shared.lock().synced
+    }
+
+    /// Whether everything before `point` is durable.
+    pub(crate) fn is_synced(&self, point: LogPoint) -> bool {
+        self.shared.lock().synced >= point
+    }
+
+    /// Make everything before `point` durable, older segments first. After an error nobody knows what is.
+    pub(crate) fn sync(&self, point: LogPoint) -> Result<()> {
+        let _turn = self.syncing.lock();
+        if self.is_synced(point) {
+            return Ok(());
+        }
+        // What is written by now is synced along with what was asked for.
+        let files: Vec<(FileNumber, Arc<dyn LogFile>, u64)> = {
+            let shared = self.shared.lock();
+            shared.unsynced.iter().map(|entry| (entry.number, entry.file.clone(), entry.end_bytes)).collect()
+        };
+        for (number, file, end_bytes) in files {
+            file.sync_to(end_bytes).map_err(|error| refused("sync", &FileName::Log(number).path(), error))?;
+            let mut shared = self.shared.lock();
+            shared.synced = shared.synced.max(LogPoint { segment: number, end_bytes });
+            let done = |entry: &Unsynced| entry.number == number && entry.end_bytes == end_bytes;
+            if shared.unsynced.front().is_some_and(done) {
+                shared.unsynced.pop_front();
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of all live segments.
+    pub(crate) fn total_bytes(&self) -> u64 {
+        self.shared.lock().segments.values().sum()
+    }
+
+    /// Segments before `needed`, or before the current one if none is needed; never the current one or the spare.
+    pub(crate) fn segments_before(&self, needed: Option<FileNumber>) -> Vec<FileNumber> {
+        let shared = self.shared.lock();
+        let limit = needed.map_or(shared.end.segment, |needed| needed.min(shared.end.segment));
+        shared.segments.range(..limit).map(|(&number, _)| number).collect()
+    }
+
+    /// Remove segments that the manifest no longer names.
+    pub(crate) fn remove_segments(&self, numbers: &[FileNumber]) {
+        for number in numbers {
+            self.shared.lock().segments.remove(number);
+            // One that cannot be removed now is an orphan that the next open removes.
+            let _ = self.dir.remove(&FileName::Log(*number).path());
+        }
+    }
+}
+
+impl OpenSegment {
+    /// Seal a group into `out`, envelope first; its envelope's tag.
+    fn seal_group(
+        &mut self,
+        epoch: Epoch,
+        first_seq: Seq,
+        previous: Tag,
+        synced: LogPoint,
+        inputs: &[SectionInput<'_>],
+        out: &mut Vec<u8>,
+    ) -> Result<Tag> {
+        for input in inputs {
+            let sealer = || input.key.stream_sealer(input.suite, self.sealer.ordinals());
+            self.sections.entry((input.slot, input.key.generation())).or_insert_with(sealer);
+        }
+        let mut group = GroupWriter::begin(self.sealer.ordinals(), inputs.len(), out)?;
+        for input in inputs {
+            let generation = input.key.generation();
+            let raw_bytes = input.ops.iter().map(Op::raw_bytes).sum();
+            let mut section =
+                group.section(&self.sections[&(input.slot, generation)], input.slot, generation, input.first_seq, raw_bytes)?;
+            for op in input.ops {
+                match op.kind {
+                    Kind::Delete => section.delete(op.key)?,
+                    _ => section.put(op.key, op.value)?,
+                }
+            }
+            let section = section.finish();
+            group.add(section);
+        }
+        group.finish(self.sealer.system(), epoch, first_seq, previous, synced)
+    }
+}
+
+impl Op<'_> {
+    fn raw_bytes(&self) -> u64 {
+        entry_bytes(self.key.len(), (self.kind != Kind::Delete).then_some(self.value.len()))
+    }
+}
+
+impl LogWriter {
+    /// Tag of the last envelope.
+    pub(crate) fn last_tag(&self) -> Tag {
+        self.previous
+    }
+
+    /// Forget the keys with which a table's sections were sealed.
+    pub(crate) fn forget(&mut self, slot: Slot) {
+        if let Some(current) = &mut self.current {
+            current.sections.retain(|(other, _), _| *other != slot);
+        }
+    }
+}
+
+fn no_segment() -> Error {
+    Error::InvalidArgument { what: "log", detail: "there is no segment to write to".into() }
+}
