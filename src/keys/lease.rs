@@ -397,7 +397,8 @@ impl TableLease {
         self.material.store(Some(keys.clone()));
         let permit = &self.permits[seat as usize];
         permit.refresh_at.store(sent.after(refresh).0, Ordering::Relaxed);
-        permit.deadline.store(deadline.0 & !USED, Ordering::Release);
+        // One less, so that the bit for use never makes it later than it is.
+        permit.deadline.store(deadline.0.saturating_sub(1) & !USED, Ordering::Release);
         Ok(keys)
     }
 

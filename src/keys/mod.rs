@@ -13,6 +13,8 @@
 //! panics has not answered, and no more than that. Which wraps there are, and where, the broker does not know: that is
 //! the key files' business, and the `db` layer's to bring together.
 
+#[cfg(test)]
+pub(crate) mod faulty;
 mod lease;
 mod local;
 mod provider;
