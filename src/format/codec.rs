@@ -9,6 +9,7 @@
 //! A decoder says *what* was wrong with a [`Refusal`], which is two words wide; *where* it was comes in
 //! with a [`Where`] at the border of `format`, where the public [`Error`] is made.
 
+use crate::crypto::Wiped;
 use crate::error::Error;
 
 /// The file and position that an error is about.
@@ -257,6 +258,12 @@ pub(crate) trait Put {
 }
 
 impl Put for Vec<u8> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
+impl Put for Wiped {
     fn put(&mut self, bytes: &[u8]) {
         self.extend_from_slice(bytes);
     }

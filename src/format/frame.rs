@@ -653,7 +653,8 @@ fn open_sealed(
     place: &Where<'_>,
 ) -> Result<Authentic<Wiped>> {
     let frame_len = frame.len();
-    let sealed = Wiped::from(frame).window(head_bytes..frame_len).ok_or_else(|| place.bit_rot("the frame is cut off"))?;
+    let sealed =
+        Wiped::from(frame).window(head_bytes..frame_len).ok_or_else(|| place.bit_rot("the frame is cut off"))?;
     key.open_body(ordinal, aad, sealed).map_err(|NotAuthentic| place.tampered("the frame's tag is wrong"))
 }
 
@@ -680,7 +681,11 @@ impl FrameHead {
     ///
     /// # Errors
     /// [`Error::BitRot`] if the frame would be larger than that.
-    pub(crate) fn decode(bytes: &[u8; FRAME_HEAD_BYTES], frame_bytes_max: usize, place: &Where<'_>) -> Result<FrameHead> {
+    pub(crate) fn decode(
+        bytes: &[u8; FRAME_HEAD_BYTES],
+        frame_bytes_max: usize,
+        place: &Where<'_>,
+    ) -> Result<FrameHead> {
         let [a, b, c, d, e, f, g, h] = *bytes;
         let head = FrameHead { body_len: u32::from_le_bytes([a, b, c, d]), crc: u32::from_le_bytes([e, f, g, h]) };
         if head.frame_bytes() > frame_bytes_max as u64 {

@@ -165,8 +165,7 @@ impl KeyFile {
         let payload = self.encode_padded(HEADER_BYTES + FRAME_OVERHEAD_BYTES)?;
         let mut unit = Vec::new();
         let number = FileNumber(self.version);
-        let mut sealer =
-            FileSealer::create(system, suite, FileKind::KeyFile, number, self.table, entropy, &mut unit)?;
+        let mut sealer = FileSealer::create(system, suite, FileKind::KeyFile, number, self.table, entropy, &mut unit)?;
         let frame = sealer.seal(FrameKind::KeyRecord, true, Compression::None, &payload, &mut unit)?;
         Ok((twice(unit), frame.tag))
     }
@@ -340,7 +339,8 @@ impl SystemKeyFile {
     fn decode_unit(unit: &[u8], place: &Where<'_>) -> Result<SystemKeyFile> {
         let header = FileHeader::decode(unit, place)?;
         let frame = unit.get(HEADER_BYTES..).unwrap_or_default();
-        let (body, tag) = read_in_clear(FrameKind::KeyRecord, frame, &place.at(place.offset_bytes + HEADER_BYTES as u64))?;
+        let (body, tag) =
+            read_in_clear(FrameKind::KeyRecord, frame, &place.at(place.offset_bytes + HEADER_BYTES as u64))?;
         let record = KeyFile::decode(body).map_err(|refusal| refusal.at(place))?;
         record.check_header(&header).map_err(|refusal| refusal.at(place))?;
         Ok(SystemKeyFile { header, record, body: body.to_vec(), tag, both_copies_good: false })
@@ -383,11 +383,7 @@ fn twice(mut unit: Vec<u8>) -> Vec<u8> {
 }
 
 /// What either unit of a file gives, and whether both are whole.
-fn either_copy<T>(
-    bytes: &[u8],
-    place: &Where<'_>,
-    open: impl Fn(&[u8], &Where<'_>) -> Result<T>,
-) -> Result<(T, bool)> {
+fn either_copy<T>(bytes: &[u8], place: &Where<'_>, open: impl Fn(&[u8], &Where<'_>) -> Result<T>) -> Result<(T, bool)> {
     if bytes.len() > KEY_FILE_BYTES_MAX {
         return Err(place.tampered("the key file is longer than any"));
     }

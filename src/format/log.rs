@@ -55,7 +55,9 @@
 //! # What this part leaves to others
 //! Order, durability and where the log ends (`wal`).
 
-use crate::crypto::{Authentic, Ordinals, Place, Places, Salt, StreamKey, StreamSealer, Suite, TAG_BYTES, TableKey, Tag, Wiped};
+use crate::crypto::{
+    Authentic, Ordinals, Place, Places, Salt, StreamKey, StreamSealer, Suite, TAG_BYTES, TableKey, Tag, Wiped,
+};
 use crate::error::{Error, Result};
 use crate::format::codec::{Decoded, Put, Reader, Refusal, VARINT_BYTES_MAX, Where, require, varint_bytes};
 use crate::format::frame::{
@@ -63,9 +65,7 @@ use crate::format::frame::{
     JOURNAL_PAYLOAD_BYTES_MAX, JournalFrame, JournalHead, decode_number, decode_suite, open_journal_frame,
 };
 use crate::io::Entropy;
-use crate::types::{
-    Epoch, FileKind, FileNumber, Generation, KEY_BYTES_MAX, Kind, Seq, Slot, TableId, VALUE_BYTES_MAX,
-};
+use crate::types::{Epoch, FileKind, FileNumber, Generation, KEY_BYTES_MAX, Kind, Seq, Slot, TableId, VALUE_BYTES_MAX};
 
 const ENVELOPE_BYTES: usize = 56;
 const SECTION_BYTES: usize = 64;
@@ -271,9 +271,8 @@ impl SegmentSealer {
         let ordinals = Ordinals::fresh(FileKind::Log, number, entropy)
             .map_err(|source| Error::io("draw", "the salt of a new segment", source))?;
         let what = (FileKind::Log, number, TableId::SYSTEM);
-        let header = FileHeader::seal(system, suite, what, ordinals.salt(), |bytes| {
-            system.header_tag(suite, &ordinals, bytes)
-        });
+        let header =
+            FileHeader::seal(system, suite, what, ordinals.salt(), |bytes| system.header_tag(suite, &ordinals, bytes));
         out.put(&header.encode());
         let system = system.stream_sealer(suite, &ordinals);
         Ok(SegmentSealer { ordinals, system })
@@ -327,7 +326,14 @@ impl<'a> GroupWriter<'a> {
         let place = ordinals.take()?;
         let start = out.len();
         out.resize(start + Envelope::disk_bytes(sections), 0);
-        Ok(GroupWriter { ordinals, place, start, sections_announced: sections, sections: Vec::with_capacity(sections), out })
+        Ok(GroupWriter {
+            ordinals,
+            place,
+            start,
+            sections_announced: sections,
+            sections: Vec::with_capacity(sections),
+            out,
+        })
     }
 
     /// Begin a table's section, whose entries are `raw_bytes` long in all ([`entry_bytes`] each).
@@ -486,7 +492,8 @@ impl<'a> SectionWriter<'a> {
         if value_bytes > VALUE_BYTES_MAX {
             return Err(limit("bytes of a value", VALUE_BYTES_MAX, value_bytes));
         }
-        self.entries = self.entries.checked_add(1).ok_or(limit("entries of one section", u32::MAX as usize, usize::MAX))?;
+        self.entries =
+            self.entries.checked_add(1).ok_or(limit("entries of one section", u32::MAX as usize, usize::MAX))?;
 
         // On the stack and not in a vector of its own: lengths alone, nothing that would have to be wiped.
         let mut head = [0; ENTRY_HEAD_BYTES_MAX];
@@ -542,7 +549,12 @@ impl Drop for SectionWriter<'_> {
     }
 }
 
-fn encode_entry_head(head: &mut [u8; ENTRY_HEAD_BYTES_MAX], kind: Kind, key_bytes: usize, value_bytes: Option<usize>) -> usize {
+fn encode_entry_head(
+    head: &mut [u8; ENTRY_HEAD_BYTES_MAX],
+    kind: Kind,
+    key_bytes: usize,
+    value_bytes: Option<usize>,
+) -> usize {
     struct Front<'a>(&'a mut [u8], usize);
     impl Put for Front<'_> {
         fn put(&mut self, bytes: &[u8]) {
@@ -716,7 +728,8 @@ impl SectionReader {
         self.entries_read += 1;
         let start = self.position;
         self.position += entry_len;
-        let (head, mut reader) = decode_entry_head(&self.buffer[start..start + entry_len]).map_err(|refusal| refusal.at(place))?;
+        let (head, mut reader) =
+            decode_entry_head(&self.buffer[start..start + entry_len]).map_err(|refusal| refusal.at(place))?;
         let mut take = |len| reader.bytes(len).map_err(|refusal: Refusal| refusal.at(place));
         Ok(Some(Entry { seq, kind: head.kind, key: take(head.key_bytes)?, value: take(head.value_bytes)? }))
     }

@@ -634,7 +634,11 @@ impl ManifestSealer {
         debug_assert_eq!(EditGroup::decode(&bytes).as_ref(), Ok(group), "what is written can be read");
         if bytes.len() > GROUP_BYTES_MAX {
             let limit = GROUP_BYTES_MAX as u64;
-            return Err(Error::LimitExceeded { what: "bytes of one group of edits", limit, actual: bytes.len() as u64 });
+            return Err(Error::LimitExceeded {
+                what: "bytes of one group of edits",
+                limit,
+                actual: bytes.len() as u64,
+            });
         }
         let mut last_ordinal = 0;
         let mut pieces = bytes.chunks(PIECE_BYTES_MAX).peekable();

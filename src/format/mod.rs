@@ -200,11 +200,30 @@ mod tests {
     fn another_spelling_of_a_name_is_not_recognised() {
         // A failure would let two files stand for one, and recovery delete the wrong one.
         for path in [
-            "", "/", "current", "CURRENT/", "./CURRENT", "manifest/7.manifest", "manifest/0000007.manifest",
-            "manifest/+00007.manifest", "manifest/000007.MANIFEST", "wal/000012.log", "wal//000012.wal", "wal/-00012.wal",
-            "sst/23/000034.sst", "sst/000034.sst", "sst/22/000034.sst.tmp", "sst/22/99999999999999999999999.sst",
-            "parked/000012.log", "parked/000012-03.log", "parked/000012-+3.log", "keys/5f/5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e",
-            "keys/5e/5E5E5E5E5E5E5E5E5E5E5E5E5E5E5E5E", "keys/5e/5e", "keys/system/", "keys/é/ééééééééééééééééé",
+            "",
+            "/",
+            "current",
+            "CURRENT/",
+            "./CURRENT",
+            "manifest/7.manifest",
+            "manifest/0000007.manifest",
+            "manifest/+00007.manifest",
+            "manifest/000007.MANIFEST",
+            "wal/000012.log",
+            "wal//000012.wal",
+            "wal/-00012.wal",
+            "sst/23/000034.sst",
+            "sst/000034.sst",
+            "sst/22/000034.sst.tmp",
+            "sst/22/99999999999999999999999.sst",
+            "parked/000012.log",
+            "parked/000012-03.log",
+            "parked/000012-+3.log",
+            "keys/5f/5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e",
+            "keys/5e/5E5E5E5E5E5E5E5E5E5E5E5E5E5E5E5E",
+            "keys/5e/5e",
+            "keys/system/",
+            "keys/é/ééééééééééééééééé",
         ] {
             assert_eq!(FileName::parse(path), None, "{path}");
         }

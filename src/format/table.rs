@@ -161,7 +161,9 @@ impl RunPointer {
         };
         reader.finish()?;
         require(pointer.value_bytes as usize <= VALUE_BYTES_MAX)?;
-        require(pointer.frames >= 1 && pointer.frames as usize == (pointer.value_bytes as usize).div_ceil(RUN_CHUNK_BYTES))?;
+        require(
+            pointer.frames >= 1 && pointer.frames as usize == (pointer.value_bytes as usize).div_ceil(RUN_CHUNK_BYTES),
+        )?;
         Ok(pointer)
     }
 
@@ -598,7 +600,8 @@ mod tests {
 
     #[test]
     fn a_footer_with_a_gap_an_overlap_or_a_reserved_section_is_refused() {
-        let section = |offset_bytes, len_bytes, first_ordinal, frames| Section { offset_bytes, len_bytes, first_ordinal, frames };
+        let section =
+            |offset_bytes, len_bytes, first_ordinal, frames| Section { offset_bytes, len_bytes, first_ordinal, frames };
         let good = Footer {
             frames: 6,
             len_bytes: 1000,

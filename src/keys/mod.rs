@@ -19,7 +19,6 @@ mod lease;
 mod local;
 mod provider;
 mod time;
-mod wrap;
 
 #[cfg(test)]
 mod tests;
@@ -34,10 +33,10 @@ pub(crate) use self::lease::{Ending, KeySet, Renewal, Seat, TableLease, Unwrappe
 pub use self::local::{LocalKms, Unlock};
 pub use self::provider::*;
 use self::time::StoreTime;
-pub(crate) use self::wrap::{MasterKind, Wrap};
 use crate::crypto::TableKey;
 use crate::error::{Error, ProviderError, ProviderReason, Result};
 use crate::event::{Event, EventSink, PermitEnd};
+use crate::format::keyfile::{KeyFile, MasterKind, Wrap};
 use crate::io::{Clock, Environment, Scheduler, Tick, Vfs};
 use crate::options::MasterKey;
 use crate::types::{Generation, StoreId, TableId};
@@ -169,38 +168,39 @@ impl KeyBroker {
     /// [`Error::KeyUnavailable`] if the key may not be used any more, because the answer took so long.
     pub(crate) fn prime(&self, lease: &TableLease, seat: Seat, new: NewKey) -> Result<Arc<KeySet>> {
         let NewKey { key, sent, lifetime, .. } = new;
-        let keys = one_key(key).ok_or_else(|| no_live_key(lease.table()))?;
+        let keys = one_key(key).ok_or_else(|| no_key(lease.table()))?;
         lease.prime(seat, self.terms(), sent, Unwrapped { keys, lifetime })
     }
 
-    /// The keys of a table, for a principal who has or gets a permit. `wraps` gives the table's wraps if the provider has to
-    /// be asked. Waits; no lock may be held.
+    /// The keys of a table, for a principal who has or gets a permit. `record` reads the table's key file if the
+    /// provider has to be asked. Waits; no lock may be held.
     ///
     /// # Errors
     /// [`Error::KeyUnavailable`] with the provider's reason, [`Error::WrongKey`] if another key came back,
-    /// [`Error::Tampered`] if the provider does not recognise what it wrapped, and what `wraps` gives.
+    /// [`Error::Tampered`] if the provider does not recognise what it wrapped, and what `record` gives.
     pub(crate) fn acquire(
         &self,
         lease: &TableLease,
         seat: Seat,
-        wraps: &dyn Fn() -> Result<(MasterKind, Vec<Wrap>)>,
+        record: &dyn Fn() -> Result<KeyFile>,
     ) -> Result<Arc<KeySet>> {
         lease.acquire(seat, self.terms(), &|| {
-            let (kind, wraps) = wraps()?;
-            self.unwrap_all(lease.table(), kind, &wraps, seat)
+            let record = record()?;
+            if record.table != lease.table() {
+                return Err(tampered(lease.table(), "it is another table's"));
+            }
+            self.unwrap_all(&record, seat)
         })
     }
 
     /// Renew a permit that is due ([`TableLease::refresh_due`]). For the background; no lock may be held.
-    pub(crate) fn refresh(
-        &self,
-        lease: &TableLease,
-        seat: Seat,
-        wraps: &dyn Fn() -> Result<(MasterKind, Vec<Wrap>)>,
-    ) -> Renewal {
+    pub(crate) fn refresh(&self, lease: &TableLease, seat: Seat, record: &dyn Fn() -> Result<KeyFile>) -> Renewal {
         let renewal = lease.refresh(seat, self.terms(), &|| {
-            let (kind, wraps) = wraps()?;
-            self.unwrap_all(lease.table(), kind, &wraps, seat)
+            let record = record()?;
+            if record.table != lease.table() {
+                return Err(tampered(lease.table(), "it is another table's"));
+            }
+            self.unwrap_all(&record, seat)
         });
         let principal = || seat.principal().to_string();
         match &renewal {
@@ -230,20 +230,22 @@ impl KeyBroker {
         true
     }
 
-    /// Unwrap every live generation and check each answer. Public to the crate for `inspect`, which keeps no permits;
+    /// Unwrap every generation that the record holds, and check each answer. A retired one is needed as long as something is
+    /// sealed under it; when nothing is, its wrap is erased. Public to the crate for those who keep no permits (`inspect`);
     /// everybody else goes through [`acquire`](KeyBroker::acquire).
     ///
     /// # Errors
     /// As for [`acquire`](KeyBroker::acquire).
-    pub(crate) fn unwrap_all(&self, table: TableId, kind: MasterKind, wraps: &[Wrap], seat: Seat) -> Result<Unwrapped> {
+    pub(crate) fn unwrap_all(&self, record: &KeyFile, seat: Seat) -> Result<Unwrapped> {
+        let table = record.table;
         let mut lifetime = Lifetime::new();
-        let mut keys = Vec::new();
-        for wrap in wraps.iter().filter(|wrap| !wrap.retired) {
-            let (key, answered) = self.unwrap(table, kind, wrap, seat)?;
+        let mut keys = Vec::with_capacity(record.wraps.len());
+        for wrap in &record.wraps {
+            let (key, answered) = self.unwrap(table, record.master, wrap, seat)?;
             lifetime = shorter(lifetime, answered);
             keys.push(Arc::new(key));
         }
-        let keys = KeySet::new(keys).ok_or_else(|| no_live_key(table))?;
+        let keys = KeySet::new(keys).ok_or_else(|| no_key(table))?;
         Ok(Unwrapped { keys, lifetime })
     }
 
@@ -252,11 +254,7 @@ impl KeyBroker {
             .map_err(|source| Error::KeyUnavailable { table, source })?;
         let request = DecryptRequest::new(wrap.key_arn.clone(), wrap.wrapped.clone(), context, seat.principal());
         let opened = guarded(|| self.provider(kind).decrypt(&request)).map_err(|source| match source.reason {
-            ProviderReason::InvalidCiphertext => Error::Tampered {
-                file: format!("key file of table {table}"),
-                offset_bytes: 0,
-                detail: "the provider does not recognise the wrapped key",
-            },
+            ProviderReason::InvalidCiphertext => tampered(table, "the provider does not recognise the wrapped key"),
             _ => Error::KeyUnavailable { table, source },
         })?;
         let wrong_key = Error::WrongKey { table, generation: wrap.generation };
@@ -327,8 +325,12 @@ fn other_key(arn: &str) -> ProviderError {
     ProviderError::new(ProviderReason::UnexpectedAnswer, format!("it is wrapped under {arn}, which was not asked for"))
 }
 
-fn no_live_key(table: TableId) -> Error {
-    Error::Tampered { file: format!("key file of table {table}"), offset_bytes: 0, detail: "it holds no live key" }
+fn no_key(table: TableId) -> Error {
+    tampered(table, "it holds no key")
+}
+
+fn tampered(table: TableId, detail: &'static str) -> Error {
+    Error::Tampered { file: format!("key file of table {table}"), offset_bytes: 0, detail }
 }
 
 fn one_key(key: TableKey) -> Option<KeySet> {

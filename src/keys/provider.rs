@@ -31,6 +31,8 @@ use std::time::Duration;
 
 use crate::crypto::Secret;
 use crate::error::{ProviderError, ProviderReason};
+use crate::format::codec::Put;
+use crate::format::keyfile::CONTEXT_BYTES_MAX;
 use crate::io::Entropy;
 
 /// What a provider's operations return.
@@ -160,7 +162,7 @@ impl EncryptionContext {
     /// The context of these pairs, in whatever order they come.
     ///
     /// # Errors
-    /// [`ProviderReason::InvalidRequest`] if a name occurs twice.
+    /// As for [`insert`](EncryptionContext::insert).
     pub fn from_pairs<K, V>(pairs: impl IntoIterator<Item = (K, V)>) -> ProviderResult<EncryptionContext>
     where
         K: Into<String>,
@@ -174,16 +176,22 @@ impl EncryptionContext {
     /// Add a pair.
     ///
     /// # Errors
-    /// [`ProviderReason::InvalidRequest`] if the name is there already.
+    /// [`ProviderReason::InvalidRequest`] if the name is empty or there already, or if the context would take more than 8 KiB.
     pub fn insert(&mut self, name: impl Into<String>, value: impl Into<String>) -> ProviderResult<()> {
-        let name = name.into();
-        if self.0.contains_key(&name) {
-            return Err(ProviderError::new(
-                ProviderReason::InvalidRequest,
-                format!("the encryption context names {name:?} twice"),
-            ));
+        let (name, value) = (name.into(), value.into());
+        let refuse = |detail: String| Err(ProviderError::new(ProviderReason::InvalidRequest, detail));
+        if name.is_empty() {
+            return refuse("the encryption context has an empty name".to_owned());
         }
-        self.0.insert(name, value.into());
+        if self.0.contains_key(&name) {
+            return refuse(format!("the encryption context names {name:?} twice"));
+        }
+        // 8 = two lengths.
+        let len_bytes = self.canonical().len().saturating_add(8).saturating_add(name.len()).saturating_add(value.len());
+        if len_bytes > CONTEXT_BYTES_MAX {
+            return refuse(format!("the encryption context takes {len_bytes} bytes, the limit is {CONTEXT_BYTES_MAX}"));
+        }
+        self.0.insert(name, value);
         Ok(())
     }
 
@@ -203,12 +211,15 @@ impl EncryptionContext {
     }
 
     /// The one encoding of this context, fit to be the associated data of a wrap: the number of pairs, then each name
-    /// and value behind its length in bytes, all numbers as u64 LE.
+    /// and value behind its length in bytes, all numbers as u32 LE. It is also what key files hold
+    /// (`format/keyfile.rs`; a test compares them).
     pub fn canonical(&self) -> Vec<u8> {
-        let mut bytes = Vec::from((self.0.len() as u64).to_le_bytes());
+        let mut bytes = Vec::new();
+        // The limit in `insert` keeps all of these far below 2^32.
+        bytes.put_u32(self.0.len() as u32);
         for text in self.pairs().flat_map(|(name, value)| [name, value]) {
-            bytes.extend_from_slice(&(text.len() as u64).to_le_bytes());
-            bytes.extend_from_slice(text.as_bytes());
+            bytes.put_u32(text.len() as u32);
+            bytes.put(text.as_bytes());
         }
         bytes
     }

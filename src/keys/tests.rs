@@ -63,13 +63,18 @@ fn scene_in(simulation: &Simulation, scheduler: Option<Arc<dyn Scheduler>>) -> S
     }
 }
 
+fn record(table: TableId, master: MasterKind, wraps: &[Wrap]) -> KeyFile {
+    let state = crate::format::keyfile::KeyState::Active;
+    KeyFile { table, version: 1, state, since_ms: 0, master, wraps: wraps.to_vec() }
+}
+
 impl Scene {
     fn acquire(&self, seat: Seat) -> Result<Arc<KeySet>> {
-        self.broker.acquire(&self.lease, seat, &|| Ok((MasterKind::Customer, self.wraps.lock().clone())))
+        self.broker.acquire(&self.lease, seat, &|| Ok(record(TABLE, MasterKind::Customer, &self.wraps.lock())))
     }
 
     fn refresh(&self, seat: Seat) -> Renewal {
-        self.broker.refresh(&self.lease, seat, &|| Ok((MasterKind::Customer, self.wraps.lock().clone())))
+        self.broker.refresh(&self.lease, seat, &|| Ok(record(TABLE, MasterKind::Customer, &self.wraps.lock())))
     }
 
     fn check(&self, seat: Seat) -> bool {
@@ -305,18 +310,35 @@ fn another_key_or_garbage_is_an_integrity_error_and_harms_no_good_key() {
 }
 
 #[test]
-fn every_live_generation_is_unwrapped_and_no_retired_one() {
+fn every_recorded_generation_is_unwrapped_retired_or_not() {
     let scene = scene();
     for generation in [2, 3] {
         let new = scene.broker.new_table_key(TABLE, Generation(generation), &scene.master, Seat::Service).unwrap();
         scene.wraps.lock().push(new.wrap);
     }
+    // Retired means that nothing new is sealed under it; old files still are.
     scene.wraps.lock()[0].retired = true;
     let keys = scene.acquire(Seat::Owner).unwrap();
-    assert_eq!(scene.provider.decrypts(), 2);
+    assert_eq!(scene.provider.decrypts(), 3);
     assert_eq!(keys.current().generation(), Generation(3));
-    assert!(keys.generation(Generation(2)).is_some());
-    assert!(keys.generation(Generation(1)).is_none());
+    assert!((1..=3).all(|generation| keys.generation(Generation(generation)).is_some()));
+    // One that is refused is enough to refuse the permit.
+    scene.lease.forget();
+    scene.wraps.lock()[1].wrapped[40] ^= 1;
+    assert_eq!(scene.acquire(Seat::Owner).unwrap_err().kind(), ErrorKind::Tampering);
+    assert!(scene.lease.material().is_none());
+}
+
+#[test]
+fn another_tables_key_file_is_not_asked_about() {
+    let scene = scene();
+    let other = TableId::from_bytes([9; 16]);
+    let wraps = scene.wraps.lock().clone();
+    let error = scene
+        .broker
+        .acquire(&scene.lease, Seat::Owner, &|| Ok(record(other, MasterKind::Customer, &wraps)))
+        .unwrap_err();
+    assert_eq!((error.kind(), scene.provider.decrypts()), (ErrorKind::Tampering, 0));
 }
 
 #[test]
@@ -450,7 +472,7 @@ fn a_system_key_opens_again_with_the_owned_key_alone() {
     let new = scene.broker.new_system_key(Generation(1)).unwrap();
     let lease = TableLease::new(TableId::SYSTEM);
     let wraps = vec![new.wrap];
-    scene.broker.acquire(&lease, Seat::Service, &|| Ok((MasterKind::Owned, wraps.clone()))).unwrap();
+    scene.broker.acquire(&lease, Seat::Service, &|| Ok(record(TableId::SYSTEM, MasterKind::Owned, &wraps))).unwrap();
     scene.pass(10_000);
     // The store itself is never idle.
     assert_eq!(lease.ending(scene.broker.advance()), None);
@@ -462,10 +484,15 @@ fn a_context_is_canonical_and_names_nothing_twice() {
     let other = EncryptionContext::from_pairs([("a", "1"), ("b", "2")]).unwrap();
     assert_eq!(one.canonical(), other.canonical());
     // Lengths are part of it, so that text cannot wander from a name into a value.
-    let shifted = EncryptionContext::from_pairs([("a", "1b"), ("", "2")]).unwrap();
+    let shifted = EncryptionContext::from_pairs([("a", "1b"), ("2", "")]).unwrap();
     assert_ne!(one.canonical(), shifted.canonical());
-    let twice = EncryptionContext::from_pairs([("a", "1"), ("a", "1")]).unwrap_err();
-    assert_eq!(twice.reason, ProviderReason::InvalidRequest);
+    let pairs = [("b".to_owned(), "2".to_owned()), ("a".to_owned(), "1".to_owned())];
+    assert_eq!(one.canonical(), crate::format::keyfile::encode_context(&pairs).unwrap());
+    let long = "x".repeat(9000);
+    for bad in [[("a", "1"), ("a", "1")], [("a", "1"), ("", "2")], [("a", "1"), ("b", &long)]] {
+        let refused = EncryptionContext::from_pairs(bad).unwrap_err();
+        assert_eq!(refused.reason, ProviderReason::InvalidRequest);
+    }
 }
 
 #[test]

@@ -35,6 +35,7 @@ use super::keyring::{Keyring, KeyringId};
 use super::unlock::{KEY, PASSPHRASE, Unlock};
 use crate::crypto::{ONCE_OVERHEAD_BYTES, Refused, Salt, Stretching, open_once, seal_once};
 use crate::error::{Error, Result};
+use crate::format::codec::Where;
 use crate::io::{Environment, File, Lock, Signal};
 use crate::types::FileKind;
 
@@ -136,7 +137,7 @@ impl KeyringFile {
                     Refused::WrongKey => self.wrong_passphrase(),
                     Refused::NotAuthentic => self.tampered(HEADER_BYTES, "seal of the body"),
                 })?;
-            Keyring::decode(&opened).ok_or_else(|| self.tampered(HEADER_BYTES, "contents cannot be decoded"))
+            Keyring::decode(&opened).map_err(|refusal| refusal.at(&Where::new(&self.name(), HEADER_BYTES as u64)))
         })?;
         if keyring.id != header.id {
             return Err(self.tampered(32, "the header names another keyring than the contents"));

@@ -1,13 +1,13 @@
 //! What a keyring holds: master keys, their versions, names and states. Plain data and its encoding.
 //!
 //! ```text
-//! contents   id of the keyring 16, made u64, keys: count u32, then each
+//! contents   id of the keyring 16, made u64, keys: count varint, then each
 //! key        id 16, manager u8, origin u8, state u8, zero u8, made u64, deletion u64 (0: none),
-//!            description, aliases: count u32, then each; versions: count u32, then each
+//!            description, aliases: count varint, then each; versions: count varint, then each
 //! version    number u32, made u64, state u8 (1: present), zeros 3, secret 32
-//! text       length u32, then UTF-8
+//! text       length varint, then UTF-8
 //! ```
-//! All numbers are little-endian, all times milliseconds since 1970. This is what stands *inside* the seal of a keyring file
+//! All fixed numbers are little-endian, all times milliseconds since 1970. This is what stands *inside* the seal of a keyring file
 //! (`file.rs`). A master key is a list of versions from the start: wraps name the version that made them, so that a rotated key still opens
 //! what its older versions wrapped. Grants and policies will come with another version of the file's format.
 
@@ -15,6 +15,7 @@ use std::fmt;
 
 use crate::crypto::{Secret, Wiped};
 use crate::error::{Error, Result};
+use crate::format::codec::{Decoded, Put, Reader, Refusal, require};
 use crate::io::Entropy;
 use crate::keys::provider::KeyState;
 
@@ -71,8 +72,8 @@ const ORIGIN_GENERATED: u8 = 1;
 /// A version whose bytes are there. Reaches the disk. 2 is reserved for imported bytes that were taken away.
 const VERSION_PRESENT: u8 = 1;
 
-/// Least bytes of an encoded key: 16 + 4 + 8 + 8, and three counts of 4.
-const KEY_BYTES_MIN: usize = 48;
+/// Least bytes of an encoded key: 16 + 4 + 8 + 8, a length, two counts and one version of 48.
+const KEY_BYTES_MIN: usize = 87;
 /// Bytes of an encoded version: 4 + 8 + 4 + 32.
 const VERSION_BYTES: usize = 48;
 
@@ -186,36 +187,37 @@ impl Keyring {
     /// Everything, to be sealed.
     pub(super) fn encode(&self) -> Wiped {
         let mut out = Wiped::with_capacity(256 + self.keys.len() * 256);
-        out.extend_from_slice(&self.id.0);
-        put_u64(&mut out, self.created_ms);
-        put_u32(&mut out, self.keys.len() as u32);
+        out.put(&self.id.0);
+        out.put_u64(self.created_ms);
+        out.put_varint(self.keys.len() as u64);
         for key in &self.keys {
-            out.extend_from_slice(&key.id.0);
-            out.extend_from_slice(&[key.manager as u8, ORIGIN_GENERATED, key.state as u8, 0]);
-            put_u64(&mut out, key.created_ms);
-            put_u64(&mut out, key.deletion_ms.unwrap_or(0));
-            put_text(&mut out, &key.description);
-            put_u32(&mut out, key.aliases.len() as u32);
-            key.aliases.iter().for_each(|alias| put_text(&mut out, alias));
-            put_u32(&mut out, key.versions.len() as u32);
+            out.put(&key.id.0);
+            out.put(&[key.manager as u8, ORIGIN_GENERATED, key.state as u8, 0]);
+            out.put_u64(key.created_ms);
+            out.put_u64(key.deletion_ms.unwrap_or(0));
+            out.put_prefixed(key.description.as_bytes());
+            out.put_varint(key.aliases.len() as u64);
+            key.aliases.iter().for_each(|alias| out.put_prefixed(alias.as_bytes()));
+            out.put_varint(key.versions.len() as u64);
             for version in &key.versions {
-                put_u32(&mut out, version.number);
-                put_u64(&mut out, version.created_ms);
-                out.extend_from_slice(&[VERSION_PRESENT, 0, 0, 0]);
-                out.extend_from_slice(version.secret.expose());
+                out.put_u32(version.number);
+                out.put_u64(version.created_ms);
+                out.put(&[VERSION_PRESENT, 0, 0, 0]);
+                out.put(version.secret.expose());
             }
         }
         out
     }
 
-    /// What [`encode`](Keyring::encode) wrote; `None` if these bytes are nothing that it writes.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Keyring> {
-        let mut rest = Rest(bytes);
-        let id = KeyringId(rest.array()?);
-        let created_ms = rest.u64()?;
-        let count = rest.count(KEY_BYTES_MIN)?;
-        let keys = (0..count).map(|_| decode_key(&mut rest)).collect::<Option<Vec<_>>>()?;
-        rest.0.is_empty().then_some(Keyring { id, created_ms, keys })
+    /// What [`encode`](Keyring::encode) wrote.
+    pub(super) fn decode(bytes: &[u8]) -> Decoded<Keyring> {
+        let mut reader = Reader::new(bytes);
+        let id = KeyringId(reader.array()?);
+        let created_ms = reader.u64()?;
+        let count = reader.count(KEY_BYTES_MIN)?;
+        let keys = (0..count).map(|_| decode_key(&mut reader)).collect::<Decoded<Vec<_>>>()?;
+        reader.finish()?;
+        Ok(Keyring { id, created_ms, keys })
     }
 }
 
@@ -231,45 +233,46 @@ impl MasterKeyRecord {
     }
 }
 
-fn decode_key(rest: &mut Rest<'_>) -> Option<MasterKeyRecord> {
-    let id = KeyId(rest.array()?);
-    let [manager, origin, state, zero] = rest.array()?;
-    let manager = match manager {
+fn decode_key(reader: &mut Reader<'_>) -> Decoded<MasterKeyRecord> {
+    let id = KeyId(reader.array()?);
+    let manager = match reader.u8()? {
         1 => Manager::Customer,
         2 => Manager::Managed,
         3 => Manager::Owned,
-        _ => return None,
+        number => return Err(unknown("manager of a master key", number)),
     };
-    if origin != ORIGIN_GENERATED || zero != 0 {
-        return None;
+    match reader.u8()? {
+        ORIGIN_GENERATED => {}
+        number => return Err(unknown("origin of a master key", number)),
     }
-    let state = KeyState::from_u8(state)?;
-    let created_ms = rest.u64()?;
-    let deletion_ms = Some(rest.u64()?).filter(|&ms| ms != 0);
-    let description = rest.text()?;
-    let aliases = (0..rest.count(4)?).map(|_| rest.text()).collect::<Option<Vec<_>>>()?;
-    let versions = (0..rest.count(VERSION_BYTES)?).map(|_| decode_version(rest)).collect::<Option<Vec<_>>>()?;
-    let rising = versions.windows(2).all(|pair| pair[0].number < pair[1].number);
-    (rising && !versions.is_empty()).then_some(MasterKeyRecord {
-        id,
-        manager,
-        state,
-        created_ms,
-        deletion_ms,
-        description,
-        aliases,
-        versions,
-    })
+    let number = reader.u8()?;
+    let state = KeyState::from_u8(number).ok_or_else(|| unknown("state of a master key", number))?;
+    reader.reserved::<1>()?;
+    let created_ms = reader.u64()?;
+    let deletion_ms = Some(reader.u64()?).filter(|&ms| ms != 0);
+    let description = reader.string(DESCRIPTION_BYTES_MAX)?;
+    let aliases = reader.count(1)?;
+    let aliases = (0..aliases).map(|_| reader.string(ALIAS_BYTES_MAX)).collect::<Decoded<Vec<_>>>()?;
+    let versions = reader.count(VERSION_BYTES)?;
+    let versions = (0..versions).map(|_| decode_version(reader)).collect::<Decoded<Vec<_>>>()?;
+    require(!versions.is_empty() && versions.is_sorted_by(|one, next| one.number < next.number))?;
+    Ok(MasterKeyRecord { id, manager, state, created_ms, deletion_ms, description, aliases, versions })
 }
 
-fn decode_version(rest: &mut Rest<'_>) -> Option<Version> {
-    let number = rest.u32()?;
-    let created_ms = rest.u64()?;
-    if rest.array()? != [VERSION_PRESENT, 0, 0, 0] {
-        return None;
+fn decode_version(reader: &mut Reader<'_>) -> Decoded<Version> {
+    let number = reader.u32()?;
+    let created_ms = reader.u64()?;
+    match reader.u8()? {
+        VERSION_PRESENT => {}
+        number => return Err(unknown("state of a master key's version", number)),
     }
-    let bytes = rest.take(32)?;
-    Some(Version { number, created_ms, secret: Secret::fill_with(|secret| secret.copy_from_slice(bytes)) })
+    reader.reserved::<3>()?;
+    let bytes = reader.bytes(32)?;
+    Ok(Version { number, created_ms, secret: Secret::fill_with(|secret| secret.copy_from_slice(bytes)) })
+}
+
+fn unknown(what: &'static str, number: u8) -> Refusal {
+    Refusal::Unknown { what, number: number.into() }
 }
 
 /// Check the shape of an alias that a user gives.
@@ -291,51 +294,4 @@ fn limit(what: &'static str, actual: usize, limit: usize) -> Result<()> {
         return Err(Error::LimitExceeded { what, limit: limit as u64, actual: actual as u64 });
     }
     Ok(())
-}
-
-fn put_u32(out: &mut Wiped, value: u32) {
-    out.extend_from_slice(&value.to_le_bytes());
-}
-
-fn put_u64(out: &mut Wiped, value: u64) {
-    out.extend_from_slice(&value.to_le_bytes());
-}
-
-fn put_text(out: &mut Wiped, text: &str) {
-    put_u32(out, text.len() as u32);
-    out.extend_from_slice(text.as_bytes());
-}
-
-/// What is left to decode. `None` from any of these means that the bytes end too early or say something impossible.
-struct Rest<'a>(&'a [u8]);
-
-impl<'a> Rest<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        self.take(N)?.try_into().ok()
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    /// A number of items that what is left can hold, so that it may size an allocation.
-    fn count(&mut self, item_bytes_min: usize) -> Option<usize> {
-        let count = self.u32()? as usize;
-        (count <= self.0.len() / item_bytes_min).then_some(count)
-    }
-
-    fn text(&mut self) -> Option<String> {
-        let len = self.u32()? as usize;
-        std::str::from_utf8(self.take(len)?).ok().map(str::to_owned)
-    }
 }
