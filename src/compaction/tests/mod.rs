@@ -1,0 +1,3 @@
+mod plans;
+mod rules;
+mod runs;
