@@ -20,6 +20,8 @@ mod crypto;
 mod cursor;
 mod format;
 mod memtable;
+mod merge;
+mod sstable;
 mod sync;
 mod value;
 

@@ -77,11 +77,7 @@ impl MergeCursor {
     }
 
     /// Take every source to where `position` puts it, then play all matches.
-    fn place_all(
-        &mut self,
-        direction: Direction,
-        mut position: impl FnMut(&mut Source) -> Result<()>,
-    ) -> Result<()> {
+    fn place_all(&mut self, direction: Direction, mut position: impl FnMut(&mut Source) -> Result<()>) -> Result<()> {
         self.direction = direction;
         self.forget();
         for source in &mut self.sources {

@@ -287,7 +287,8 @@ fn check_shown<C: Cursor>(
 #[test]
 fn many_hidden_versions_are_passed_by_seeking() {
     // A failure would make one hot key cost every scan a step per version.
-    let version = |seq: u64| (b"hot".to_vec(), Trailer::new(Seq::new(seq).unwrap(), Kind::Put), seq.to_be_bytes().to_vec());
+    let version =
+        |seq: u64| (b"hot".to_vec(), Trailer::new(Seq::new(seq).unwrap(), Kind::Put), seq.to_be_bytes().to_vec());
     let mut entries = vec![(b"a".to_vec(), Trailer::new(Seq::new(1).unwrap(), Kind::Put), b"1".to_vec())];
     entries.extend((2..10_000).rev().map(version));
     entries.push((b"z".to_vec(), Trailer::new(Seq::new(1).unwrap(), Kind::Put), b"2".to_vec()));

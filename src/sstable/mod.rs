@@ -68,8 +68,7 @@ pub(crate) struct TableSettings {
 pub(crate) fn bounds(key: &TableKey, record: &FileRecord, name: &str) -> Result<(Vec<u8>, Vec<u8>)> {
     let opener = FileOpener::from_pinned(key, record.suite, FileKind::Table, record.number, &record.salt);
     let place = Where::new(name, 0);
-    let payload =
-        opener.open_frame(FrameKind::Bounds, false, record.bounds_ordinal, record.bounds.clone(), &place)?;
+    let payload = opener.open_frame(FrameKind::Bounds, false, record.bounds_ordinal, record.bounds.clone(), &place)?;
     decode_bounds(&payload).map_err(|refusal| refusal.at(&place))
 }
 
@@ -308,13 +307,7 @@ fn stored(target: Trailer) -> Trailer {
 }
 
 impl Source {
-    fn open(
-        file: Arc<dyn File>,
-        name: &str,
-        key: &TableKey,
-        record: &FileRecord,
-        table: TableId,
-    ) -> Result<Source> {
+    fn open(file: Arc<dyn File>, name: &str, key: &TableKey, record: &FileRecord, table: TableId) -> Result<Source> {
         let extent = &record.extent;
         let place = Where::new(name, extent.offset_bytes);
         let file_bytes = file.len_bytes().map_err(|source| Error::io("read length of", name, source))?;
@@ -336,13 +329,7 @@ impl Source {
             salt: Some(record.salt),
         };
         let opener = FileOpener::open(&header, key, &expected, &place)?;
-        Ok(Source {
-            file,
-            name: name.into(),
-            opener,
-            base_bytes: extent.offset_bytes,
-            len_bytes: extent.len_bytes,
-        })
+        Ok(Source { file, name: name.into(), opener, base_bytes: extent.offset_bytes, len_bytes: extent.len_bytes })
     }
 
     /// Where errors say that byte `offset_bytes` of the table is.
@@ -385,7 +372,11 @@ impl Source {
         let inside = handle.offset_bytes >= section.offset_bytes
             && end.is_some_and(|end| end <= section.offset_bytes + section.len_bytes)
             && handle.len_bytes as usize <= FRAME_BYTES_MAX;
-        if inside { Ok(()) } else { Err(self.at(section.offset_bytes).tampered("an index names a block outside its section")) }
+        if inside {
+            Ok(())
+        } else {
+            Err(self.at(section.offset_bytes).tampered("an index names a block outside its section"))
+        }
     }
 
     fn open_frame(&self, kind: FrameKind, ordinal: u64, frame: Vec<u8>, offset_bytes: u64) -> Result<Authentic<Wiped>> {
@@ -416,7 +407,9 @@ impl Source {
             rest = behind;
         }
         if frames.len() as u64 != section.frames {
-            return Err(self.at(section.offset_bytes).tampered("a section has another number of frames than the footer says"));
+            return Err(self
+                .at(section.offset_bytes)
+                .tampered("a section has another number of frames than the footer says"));
         }
         Ok(frames)
     }
@@ -432,7 +425,8 @@ impl Source {
         }
         // The footer's ordinal is the number of frames before it, which only the footer itself says. It is found where the bounds
         // are, which the manifest names: they are the last frame before it.
-        let ordinal = record.bounds_ordinal.checked_add(1).ok_or_else(|| place.tampered("a count beyond all bounds"))?;
+        let ordinal =
+            record.bounds_ordinal.checked_add(1).ok_or_else(|| place.tampered("a count beyond all bounds"))?;
         let payload = self.open_frame(FrameKind::Footer, ordinal, frame, offset_bytes)?;
         let footer = Footer::decode(&payload, HEADER_BYTES as u64).map_err(|refusal| refusal.at(&place))?;
         if footer.len_bytes != self.len_bytes || footer.frames != ordinal + 1 {
@@ -496,3 +490,8 @@ fn read_exact(file: &dyn File, name: &str, bytes: &mut [u8], offset_bytes: u64) 
         _ => Error::io("read", format_args!("{name} at byte {offset_bytes}"), source),
     })
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+use writer::Lie;

@@ -178,7 +178,8 @@ impl Found {
         }
         let len_bytes: u64 = self.pending.iter().take(frames).map(|handle| u64::from(handle.len_bytes)).sum();
         let first = self.pending.first().map(|handle| (handle.ordinal, handle.offset_bytes));
-        let chunks_match = self.pending_bytes.iter().take(frames).zip(0..).all(|(&bytes, i)| bytes == pointer.chunk_bytes(i));
+        let chunks_match =
+            self.pending_bytes.iter().take(frames).zip(0..).all(|(&bytes, i)| bytes == pointer.chunk_bytes(i));
         if first != Some((pointer.first_ordinal, pointer.offset_bytes))
             || len_bytes != u64::from(pointer.len_bytes)
             || !chunks_match
@@ -203,7 +204,10 @@ impl Found {
         if same {
             return Ok(());
         }
-        Err(reader.source.at(reader.footer.properties.offset_bytes).tampered("the properties do not agree with the data"))
+        Err(reader
+            .source
+            .at(reader.footer.properties.offset_bytes)
+            .tampered("the properties do not agree with the data"))
     }
 }
 

@@ -100,15 +100,8 @@ impl TableWriter {
         entropy: &dyn Entropy,
     ) -> Result<TableWriter> {
         let mut buffer = Vec::with_capacity(WRITE_BYTES + RUN_CHUNK_BYTES);
-        let sealer = FileSealer::create(
-            key,
-            settings.suite,
-            FileKind::Table,
-            number,
-            settings.table,
-            entropy,
-            &mut buffer,
-        )?;
+        let sealer =
+            FileSealer::create(key, settings.suite, FileKind::Table, number, settings.table, entropy, &mut buffer)?;
         let file = vfs.create(path).map_err(|source| Error::io("create", name, source))?;
         Ok(TableWriter {
             vfs: vfs.clone(),
@@ -224,9 +217,8 @@ impl TableWriter {
             _ => (&*self.last_key, self.last_trailer),
         };
         // By number alone: the kind stored for a large value is not the kind given.
-        let in_order = self.totals.entries == 0
-            || last_key < key
-            || last_key == key && last_trailer.seq() > trailer.seq();
+        let in_order =
+            self.totals.entries == 0 || last_key < key || last_key == key && last_trailer.seq() > trailer.seq();
         if in_order { Ok(last_key != key) } else { Err(invalid("entries of a table come in order")) }
     }
 
@@ -492,9 +484,7 @@ impl Output {
 
     fn drain(&mut self) -> Result<()> {
         let start = self.written_bytes;
-        self.file
-            .write_all_at(&self.buffer, start)
-            .map_err(|source| Error::io("write", &self.name, source))?;
+        self.file.write_all_at(&self.buffer, start).map_err(|source| Error::io("write", &self.name, source))?;
         self.written_bytes += self.buffer.len() as u64;
         self.buffer.clear();
         let mut from = start;
@@ -510,5 +500,29 @@ impl Output {
     fn finish(&mut self) -> Result<()> {
         self.drain()?;
         self.file.sync().map_err(|source| Error::io("sync", &self.name, source))
+    }
+}
+
+/// What a writer can be made to say that is not so: for the test of verify.
+#[cfg(test)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Lie {
+    None,
+    FilterWithoutKeys,
+    KeysMiscounted,
+    BlocksMiscounted,
+    SmallestKeyWrong,
+}
+
+#[cfg(test)]
+impl TableWriter {
+    pub(super) fn tell(&mut self, lie: Lie) {
+        match lie {
+            Lie::None => {}
+            Lie::FilterWithoutKeys => self.hashes = Some(vec![1]),
+            Lie::KeysMiscounted => self.totals.keys += 1,
+            Lie::BlocksMiscounted => self.totals.blocks += 1,
+            Lie::SmallestKeyWrong => self.smallest[0] -= 1,
+        }
     }
 }
