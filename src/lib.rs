@@ -16,6 +16,7 @@ pub mod keys;
 pub mod options;
 pub mod types;
 
+mod compaction;
 mod crypto;
 mod cursor;
 mod format;
@@ -24,6 +25,7 @@ mod merge;
 mod sstable;
 mod sync;
 mod value;
+mod version;
 
 pub use error::{Error, ErrorKind, Result};
 pub use value::Value;
