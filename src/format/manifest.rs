@@ -525,10 +525,7 @@ impl Edit {
                 number: FileNumber(reader.u64()?),
             },
             10 => Edit::Flushed { slot: Slot(reader.u32()?), seq: decode_seq(reader)? },
-            11 => Edit::AddSegment {
-                number: FileNumber(reader.u64()?),
-                salt: Salt::from_bytes(reader.array()?),
-            },
+            11 => Edit::AddSegment { number: FileNumber(reader.u64()?), salt: Salt::from_bytes(reader.array()?) },
             12 => Edit::RemoveSegment { number: FileNumber(reader.u64()?) },
             13 => {
                 let (segment, end_bytes, tag, seq) = decode_log_end(reader)?;
@@ -539,9 +536,7 @@ impl Edit {
                 Edit::CleanClose { segment, end_bytes, tag, seq }
             }
             15 => Edit::PictureEnds,
-            16 => Edit::LogSynced {
-                point: LogPoint { segment: FileNumber(reader.u64()?), end_bytes: reader.u64()? },
-            },
+            16 => Edit::LogSynced { point: LogPoint { segment: FileNumber(reader.u64()?), end_bytes: reader.u64()? } },
             number => return Err(Refusal::Unknown { what: "manifest edit", number: u64::from(number) }),
         })
     }

@@ -159,7 +159,8 @@ struct Requests {
     /// Counts what voids the answers that are under way.
     era: u64,
     seats: [Request; 2],
-    refused: Option<ProviderError>,
+    /// Boxed, like the failures, because most tables never have one and there are very many tables.
+    refused: Option<Box<ProviderError>>,
     /// The table is dropped, or the store closed: for good.
     closed: bool,
 }
@@ -170,7 +171,7 @@ struct Request {
     /// How many have been answered.
     landed: u64,
     /// What was wrong with the last answer.
-    failure: Option<Error>,
+    failure: Option<Box<Error>>,
 }
 
 enum Turn {
@@ -311,7 +312,7 @@ impl TableLease {
 
     /// The provider's refusal that ended all permits, if the last thing heard from it was that.
     pub(crate) fn refused(&self) -> Option<ProviderError> {
-        self.requests.lock().refused.clone()
+        self.requests.lock().refused.as_deref().cloned()
     }
 
     fn turn(&self, seat: Seat, now: Tick) -> Result<Turn> {
@@ -335,7 +336,7 @@ impl TableLease {
         let answered = || self.requests.lock().seats[seat as usize].landed != landed;
         terms.scheduler.wait_until(&self.landed, terms.time.clock(), None, &mut { answered });
         match &self.requests.lock().seats[seat as usize].failure {
-            Some(error) => Err(error.clone()),
+            Some(error) => Err((**error).clone()),
             None => Ok(()),
         }
     }
@@ -359,7 +360,7 @@ impl TableLease {
         match answer {
             // A refusal is the newest there is to know even then.
             Ok(_) if requests.era != era => match &requests.refused {
-                Some(source) => Err(Error::KeyUnavailable { table: self.table, source: source.clone() }),
+                Some(source) => Err(Error::KeyUnavailable { table: self.table, source: (**source).clone() }),
                 None => Ok(Landing::Void),
             },
             Ok(unwrapped) => self.grant(&mut requests, seat, terms, sent, unwrapped).map(Landing::Granted),
@@ -412,7 +413,7 @@ impl TableLease {
         match (source.class(), seat) {
             (ProviderClass::Key, _) | (ProviderClass::Principal, Seat::Service) => {
                 self.end_all(requests);
-                requests.refused = Some(source.clone());
+                requests.refused = Some(Box::new(source.clone()));
             }
             (ProviderClass::Principal, Seat::Owner) => self.end(Seat::Owner),
             _ => self.try_later(seat, terms),
@@ -437,7 +438,7 @@ impl TableLease {
     fn ending_of(&self, requests: &Requests, now: Tick) -> Option<Ending> {
         self.material.load().as_ref()?;
         if let Some(refused) = &requests.refused {
-            return Some(Ending::Refused(refused.clone()));
+            return Some(Ending::Refused((**refused).clone()));
         }
         let owner = Seat::Owner as usize;
         let in_use = self.table == TableId::SYSTEM
@@ -466,7 +467,7 @@ impl Drop for EndOfRequest<'_> {
         let request = &mut requests.seats[self.seat as usize];
         request.under_way = false;
         request.landed += 1;
-        request.failure = failure;
+        request.failure = failure.map(Box::new);
         drop(requests);
         self.lease.landed.raise();
     }

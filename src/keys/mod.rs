@@ -8,7 +8,7 @@
 //! mod.rs        KeyBroker: asks providers, checks their answers, tells what happened
 //! ```
 //!
-//! A [`KeyBroker`] is what the store has of its providers. It builds every encryption context, and believes no answer:
+//! A `KeyBroker` is what the store has of its providers. It builds every encryption context, and believes no answer:
 //! the ARN must be the recorded one, the length 32, and the commitment the pinned one, before a key is used for anything. A provider that
 //! panics has not answered, and no more than that. Which wraps there are, and where, the broker does not know: that is
 //! the key files' business, and the `db` layer's to bring together.

@@ -528,3 +528,9 @@ fn a_keyring_inside_the_store_is_refused() {
     assert!(!refused("/elsewhere/ring"));
     assert!(!refused("/store-ring"));
 }
+
+#[test]
+fn a_table_that_is_not_in_use_costs_little_memory() {
+    // 100,000 of them are a normal store, and a table may cost 512 bytes in all.
+    assert!(size_of::<TableLease>() <= 224, "{} bytes", size_of::<TableLease>());
+}

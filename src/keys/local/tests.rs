@@ -407,3 +407,52 @@ fn a_key_file_holds_32_bytes_or_64_digits_and_a_passphrase_file_one_line() {
     create(Unlock::passphrase_file(plant("line", b"correct horse\r\n")).unwrap()).unwrap();
     LocalKms::open_in(world.environment(), RING, Unlock::passphrase("correct horse")).unwrap();
 }
+
+/// Counts, so that what is written depends on nothing but the format.
+#[derive(Debug, Default)]
+struct Counting(std::sync::atomic::AtomicU8);
+
+impl crate::io::Entropy for Counting {
+    fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()> {
+        bytes.fill_with(|| self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        Ok(())
+    }
+
+    fn is_real(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn keyrings_and_wraps_of_format_1_read_and_write_as_ever() {
+    // Or a new version would lock everybody out of all their stores.
+    let world = world();
+    world.clock.set_wall_ms(1_800_000_000_000);
+    let environment = Environment { entropy: Arc::new(Counting::default()), ..world.environment() };
+    let unlock = || Unlock::passphrase("correct horse");
+    let kms = LocalKms::create_with(environment.clone(), Path::new(RING), unlock(), Stretching::LEAST).unwrap();
+    kms.create_key(Some("alias/golden"), "the first").unwrap();
+    kms.owned_key(&EngineKeyRequest::new(Principal::Service)).unwrap();
+    kms.disable("alias/golden").unwrap();
+    kms.enable("alias/golden").unwrap();
+    let made = generate(&kms, "alias/golden").unwrap();
+
+    let golden = |name: &str, written: &[u8]| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        if std::env::var_os("STRONGROOM_WRITE_GOLDEN").is_some() && !path.exists() {
+            std::fs::write(&path, written).unwrap();
+        }
+        std::fs::read(path).unwrap()
+    };
+    let ring = golden("keyring-1", &world.vfs.read(RING).unwrap());
+    let wrap = golden("data-key-wrap-1", &made.ciphertext);
+    assert_eq!(world.vfs.read(RING).unwrap(), ring);
+    assert_eq!(made.ciphertext, wrap);
+
+    world.vfs.plant(RING, &ring).unwrap();
+    let kms = LocalKms::open_in(environment, RING, unlock()).unwrap();
+    let key = kms.key("alias/golden").unwrap();
+    assert_eq!((key.state, key.created_ms), (KeyState::Enabled, Some(1_800_000_000_000)));
+    let opened = decrypt(&kms, &key.arn, &wrap, context("t")).unwrap();
+    assert_eq!(opened.expose(), made.plaintext.expose());
+}
