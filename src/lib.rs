@@ -26,6 +26,7 @@ mod sstable;
 mod sync;
 mod value;
 mod version;
+mod wal;
 
 pub use error::{Error, ErrorKind, Result};
 pub use value::Value;

@@ -28,6 +28,7 @@
 mod level;
 pub(crate) mod manifest;
 pub(crate) mod state;
+pub(crate) mod system;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -1,0 +1,152 @@
+//! The system key, and key files against their pins: what is needed before the manifest can be believed, and what it says then.
+//!
+//! ```text
+//! keys/system ──CRC──> wraps ──provider──> system key ──tag──> keys/system ──> CURRENT ──> manifest ──pin──> keys/system, keys/xx/..
+//! ```
+//! `keys/system` says how to unwrap the key that authenticates it, so it is read in two steps: [`SystemFile::read`] believes its
+//! checksums, which is enough for asking a provider and for nothing else; [`SystemFile::unlock`] checks what came back against
+//! the commitment and the file against the key. Whether it is the *right version* of the file only the manifest knows: [`check_pin`].
+//!
+//! Nothing here changes anything, whatever fails.
+
+use std::sync::Arc;
+
+use crate::crypto::{Suite, TableKey};
+use crate::error::{Error, Result};
+use crate::format::keyfile::{KEY_FILE_BYTES_MAX, KeyFile, OpenedKeyFile, SystemKeyFile};
+use crate::format::manifest::KeyPin;
+use crate::format::{FileName, Where};
+use crate::io::directory::Directory;
+use crate::keys::{KeyBroker, KeySet, Seat};
+use crate::types::{StoreId, TableId};
+
+/// `keys/system`, read and not believed yet.
+#[derive(Debug)]
+pub(crate) struct SystemFile {
+    name: String,
+    file: SystemKeyFile,
+}
+
+/// The system key of a store, and the file that it came from. The file is authentic; that it is not an older one is for the
+/// manifest to say ([`SystemKey::check_pin`]).
+#[derive(Debug)]
+pub(crate) struct SystemKey {
+    /// The store.
+    pub(crate) store: StoreId,
+    /// How the store's own metadata is sealed.
+    pub(crate) suite: Suite,
+    /// Every generation that is wrapped in the file.
+    pub(crate) keys: KeySet,
+    /// The generation that seals now.
+    pub(crate) key: Arc<TableKey>,
+    /// The file.
+    pub(crate) file: OpenedKeyFile,
+}
+
+impl SystemFile {
+    /// Read the file of the store in `dir`.
+    ///
+    /// # Errors
+    /// [`Error::NotAStore`] if there is neither this file nor a `CURRENT`, [`Error::MissingFile`] if only this file is
+    /// missing; if neither copy in it can be read, why the first cannot.
+    pub(crate) fn read(dir: &Directory) -> Result<SystemFile> {
+        let name = FileName::SystemKey.path();
+        let bytes = match dir.read(&name, KEY_FILE_BYTES_MAX as u64) {
+            Err(Error::MissingFile { .. }) if dir.metadata(&FileName::Current.path())?.is_none() => {
+                return Err(Error::NotAStore { path: dir.root().display().to_string() });
+            }
+            outcome => outcome?,
+        };
+        let file = SystemKeyFile::decode_unauthenticated(&bytes, &Where::new(&name, 0))?;
+        Ok(SystemFile { name, file })
+    }
+
+    /// The store that it says it belongs to, unbelieved: for the [`KeyBroker`] that is about to unlock it. Keys are bound to the store, so
+    /// another id makes another key, which the commitment refuses.
+    pub(crate) fn store(&self) -> StoreId {
+        self.file.header().store
+    }
+
+    /// Unwrap the system key as the service principal, and check the file with it. Asks the provider; no lock may be held.
+    ///
+    /// # Errors
+    /// [`Error::KeyUnavailable`] with the provider's reason, [`Error::WrongKey`] if another key came back,
+    /// [`Error::Tampered`] if the file is not what was sealed.
+    pub(crate) fn unlock(self, broker: &KeyBroker) -> Result<SystemKey> {
+        let place = Where::new(&self.name, 0);
+        let header = self.file.header();
+        let (store, suite, generation) = (header.store, header.suite, header.generation);
+        let record = self.file.unauthenticated();
+        if record.table != TableId::SYSTEM {
+            return Err(place.tampered("it is a table's key file"));
+        }
+        let keys = broker.unwrap_all(record, Seat::Service)?.keys;
+        let key =
+            keys.generation(generation).ok_or_else(|| place.tampered("it does not hold the key that seals it"))?;
+        let key = key.clone();
+        let file = self.file.authenticate(&key, &place)?;
+        Ok(SystemKey { store, suite, keys, key, file })
+    }
+}
+
+impl SystemKey {
+    /// That the file is the one that the manifest pins, or its successor.
+    ///
+    /// # Errors
+    /// [`Error::Tampered`] if it is another.
+    pub(crate) fn check_pin(&self, pin: &KeyPin) -> Result<Pinned> {
+        check_pin(pin, &self.file, &Where::new(&FileName::SystemKey.path(), 0))
+    }
+}
+
+/// How a key file stands to its pin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pinned {
+    /// It is the one that is pinned.
+    Same,
+    /// It is the next one: a crash came between the file and the manifest's word of it. To be adopted.
+    Next,
+}
+
+/// A table's key file, checked against its pin.
+///
+/// # Errors
+/// [`Error::MissingFile`]; those of [`KeyFile::open`] and [`check_pin`].
+pub(crate) fn read_key_file(
+    dir: &Directory,
+    system: &TableKey,
+    table: TableId,
+    pin: &KeyPin,
+) -> Result<(OpenedKeyFile, Pinned)> {
+    let name = FileName::KeyFile(table).path();
+    let bytes = dir.read(&name, KEY_FILE_BYTES_MAX as u64)?;
+    let place = Where::new(&name, 0);
+    let opened = KeyFile::open(&bytes, system, table, &place)?;
+    let pinned = check_pin(pin, &opened, &place)?;
+    Ok((opened, pinned))
+}
+
+/// That a key file is the one that is pinned, or the one after it. An older one was put back, to bring back a key that was taken out
+/// of it; a much newer one belongs to a later state of the store than the manifest does.
+///
+/// # Errors
+/// [`Error::Tampered`] if it is another.
+pub(crate) fn check_pin(pin: &KeyPin, opened: &OpenedKeyFile, place: &Where<'_>) -> Result<Pinned> {
+    let record = &*opened.record;
+    let pinned = match record.version.checked_sub(pin.version) {
+        Some(0) if opened.tag == pin.tag => Pinned::Same,
+        Some(0) => return Err(place.tampered("the key file is not the one that the manifest pins")),
+        Some(1) => Pinned::Next,
+        Some(_) => return Err(place.tampered("the key file is much newer than the manifest")),
+        None => return Err(place.tampered("the key file is older than the one that the manifest pins")),
+    };
+    for (generation, commitment) in &pin.generations {
+        match record.wrap(*generation) {
+            Some(wrap) if wrap.commitment == *commitment => {}
+            Some(_) => return Err(place.tampered("the key file holds another key than the manifest pins")),
+            // What is pinned is in use: something in the store is sealed under it.
+            None => return Err(place.tampered("the key file lacks a key that the manifest pins")),
+        }
+    }
+    Ok(pinned)
+}
