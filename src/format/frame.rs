@@ -59,6 +59,8 @@
 //! Nothing in the head is believed because it is there: the ordinal stands in the nonce or the key, and all the
 //! rest in the associated data, so a head that was changed together with its CRC makes a frame that does not open.
 
+use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
+
 use crate::crypto::{
     Authentic, Commitment, FORMAT_VERSION, FileKey, NotAuthentic, Salt, SealingKey, StreamKey, Suite, TAG_BYTES,
     TableKey, Tag, Wiped,
@@ -387,6 +389,17 @@ pub(crate) struct FileSealer {
     key: SealingKey,
     header: FileHeader,
     len_bytes: u64,
+    compressor: Compressor,
+}
+
+/// Positions that LZ4 remembers while it compresses: no plaintext, and 8 KiB that need not be allocated for each frame.
+#[derive(Default)]
+struct Compressor(Option<CompressTable>);
+
+impl std::fmt::Debug for Compressor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Compressor")
+    }
 }
 
 impl FileSealer {
@@ -409,7 +422,7 @@ impl FileSealer {
         let header =
             FileHeader::seal(key, suite, (kind, number, subject), sealing.salt(), |bytes| sealing.header_tag(bytes));
         out.put(&header.encode());
-        Ok(FileSealer { key: sealing, header, len_bytes: HEADER_BYTES as u64 })
+        Ok(FileSealer { key: sealing, header, len_bytes: HEADER_BYTES as u64, compressor: Compressor::default() })
     }
 
     /// Seal `payload` and append the frame to `out`. It is compressed if that saves a sixteenth of it or more.
@@ -429,9 +442,9 @@ impl FileSealer {
         let ordinal = place.ordinal();
         let start = out.len();
         // All the room at once: a vector that grew while it held plaintext would free the old bytes as they are.
-        out.reserve(payload.len() + FRAME_OVERHEAD_BYTES);
+        out.reserve(compression_room(compression, payload.len()) + FRAME_OVERHEAD_BYTES);
         out.put_reserved::<FRAME_HEAD_BYTES>();
-        let compression = append_compressed(compression, payload, out);
+        let compression = append_compressed(compression, &mut self.compressor.0, payload, out);
         out.put_u8(compression as u8);
         out.put_u32(payload.len() as u32);
 
@@ -508,19 +521,33 @@ fn associated_data(kind: FrameKind, last: bool, body_len: u32, ordinal: u64) -> 
     aad
 }
 
+/// The most bytes that a payload takes before its seal, whether compressing it is worth it or not.
+fn compression_room(wanted: Compression, payload_bytes: usize) -> usize {
+    match wanted {
+        Compression::None => payload_bytes,
+        Compression::Lz4 => get_maximum_output_size(payload_bytes),
+    }
+}
+
 /// Append `payload`, compressed if `wanted` and worth it, and say which it was. `out` has room for all of it.
-fn append_compressed(wanted: Compression, payload: &[u8], out: &mut Vec<u8>) -> Compression {
+fn append_compressed(
+    wanted: Compression,
+    table: &mut Option<CompressTable>,
+    payload: &[u8],
+    out: &mut Vec<u8>,
+) -> Compression {
     let start = out.len();
     if wanted == Compression::Lz4 {
-        // With room for no more than is worth it, the compressor gives up where it would not be. What it wrote until
-        // then is overwritten by the payload itself, so that no plaintext is left behind the vector's end.
-        let worth_bytes = payload.len() - payload.len().div_ceil(16);
-        out.resize(start + worth_bytes, 0);
-        if let Ok(len) = lz4_flex::block::compress_into(payload, &mut out[start..]) {
-            out[start + len..].fill(0);
+        out.resize(start + compression_room(wanted, payload.len()), 0);
+        let table = table.get_or_insert_with(CompressTable::default);
+        // It cannot fail in the room that the library asks for; if it did, the payload would stay as it is.
+        let len = compress_into_with_table(payload, &mut out[start..], table).unwrap_or(usize::MAX);
+        if len <= payload.len() - payload.len().div_ceil(16) {
             out.truncate(start + len);
             return Compression::Lz4;
         }
+        // What the compressor wrote is plaintext too, and might be more than the payload that now goes over it.
+        out[start..].fill(0);
         out.truncate(start);
     }
     out.put(payload);
