@@ -48,7 +48,7 @@
 //! A frame that opens proves that it was written at its ordinal of its segment under its key. An envelope pins its sections by
 //! ordinals, lengths and last tag, so a section that is missing, cut or exchanged is noticed with the system key alone
 //! (by the last frame's stored tag and the CRCs) and proved when the table's key opens it. `previous` chains the envelopes,
-//! and the manifest pins where the chain stood when segments were added and when the store was closed. *Synced*
+//! and the manifest pins where the chain stood when the store was recovered or closed. *Synced*
 //! says how far the log was durable when the envelope was written: a hole before that point is damage, one behind it is
 //! where a power cut ended the log.
 //!
