@@ -143,9 +143,12 @@ impl Block {
         let (low, high) = if self.heads.is_empty() {
             (0, self.len())
         } else {
-            // Equal heads decide nothing; only among those is the column itself read.
+            // Equal heads decide nothing; only among those, which are seldom more than one, is the column itself read.
             let low = self.heads.partition_point(|&head| head < rest_head);
-            let equal = self.heads.get(low..).unwrap_or(&[]).partition_point(|&head| head == rest_head);
+            let equal = match self.heads.get(low..) {
+                Some(heads @ [first, ..]) if *first == rest_head => heads.partition_point(|&head| head == rest_head),
+                _ => 0,
+            };
             (low, low + equal)
         };
         self.layout.lower_bound(&self.bytes, low, high, rest, rest_head, trailer)
@@ -436,7 +439,7 @@ impl<'a> Taker<'a> {
 
     fn column(&mut self, items: usize, len: usize, uniform: bool, wide: bool) -> Result<Column, &'static str> {
         let offsets = match (uniform, wide) {
-            (true, false) if len % items == 0 => Offsets::Uniform(len / items),
+            (true, false) if len.is_multiple_of(items) => Offsets::Uniform(len / items),
             (true, _) => return Err("a block with a uniform column that does not divide"),
             (false, false) => Offsets::Narrow(self.skip((items + 1) * 2)?),
             (false, true) => Offsets::Wide(self.skip((items + 1) * 4)?),

@@ -443,7 +443,7 @@ impl Filter {
     pub(crate) fn from_bytes(chunks: &[impl AsRef<[u8]>], properties: &Properties) -> Decoded<Filter> {
         let len_bytes: usize = chunks.iter().map(|chunk| chunk.as_ref().len()).sum();
         require(properties.filter_lines.checked_mul(64) == Some(len_bytes as u64))?;
-        require(chunks.iter().all(|chunk| chunk.as_ref().len() % 64 == 0))?;
+        require(chunks.iter().all(|chunk| chunk.as_ref().len().is_multiple_of(64)))?;
         let words = |line: &[u8]| {
             let mut words = [0; 8];
             for (word, bytes) in words.iter_mut().zip(line.chunks_exact(8)) {

@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use crate::crypto::Wiped;
 use crate::error::Result;
 use crate::format::block::Block;
 use crate::format::frame::FrameKind;
@@ -178,12 +179,12 @@ impl Index {
     }
 
     /// The separator behind the block at `place`.
-    pub(super) fn separator(&self, place: &IndexPlace) -> Option<(Vec<u8>, Trailer)> {
+    pub(super) fn separator(&self, place: &IndexPlace) -> Option<(Wiped, Trailer)> {
         let (block, i) = match &place.partition {
             Some(partition) => (&**partition, place.in_partition),
             None => (self.roots.get(place.root)?, place.in_root),
         };
-        Some(([block.key_prefix(), block.suffix(i)].concat(), block.trailer(i)))
+        Some((joined(block.key_prefix(), block.suffix(i)), block.trailer(i)))
     }
 
     /// The pinned blocks.
@@ -196,4 +197,12 @@ impl Index {
 fn handle(reader: &TableReader, block: &Block, i: usize) -> Result<Handle> {
     Handle::decode(block.value(i))
         .map_err(|_| reader.source.at(reader.footer.index.offset_bytes).tampered("an index entry is not a handle"))
+}
+
+/// A whole key.
+pub(super) fn joined(prefix: &[u8], suffix: &[u8]) -> Wiped {
+    let mut key = Wiped::with_capacity(prefix.len() + suffix.len());
+    key.extend_from_slice(prefix);
+    key.extend_from_slice(suffix);
+    key
 }

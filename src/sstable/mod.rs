@@ -493,5 +493,3 @@ fn read_exact(file: &dyn File, name: &str, bytes: &mut [u8], offset_bytes: u64) 
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-use writer::Lie;

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::format::block::Block;
 use crate::format::frame::{FrameKind, HEADER_BYTES};
 use crate::format::table::{Handle, RunPointer, Section, decode_bounds, hash};
-use crate::sstable::index::IndexPlace;
+use crate::sstable::index::{IndexPlace, joined};
 use crate::sstable::{Source, TableReader, shown};
 use crate::types::{Kind, Seq, Trailer};
 
@@ -77,12 +77,12 @@ struct Found {
     blocks: u64,
     seqs: Option<(Seq, Seq)>,
     first_key: Wiped,
-    last: Option<(Vec<u8>, Trailer)>,
+    last: Option<(Wiped, Trailer)>,
     /// Runs that no block has pointed to yet, with the lengths of their chunks as found.
     pending: Vec<Handle>,
     pending_bytes: Vec<usize>,
     /// The separator of the block before.
-    bound: Option<(Vec<u8>, Trailer)>,
+    bound: Option<(Wiped, Trailer)>,
 }
 
 impl Found {
@@ -104,7 +104,7 @@ impl Found {
         reader: &TableReader,
         walk: &mut Walk<'_>,
         expected: &Handle,
-        bound: Option<(Vec<u8>, Trailer)>,
+        bound: Option<(Wiped, Trailer)>,
     ) -> Result<()> {
         let place = walk.source.at(walk.offset_bytes);
         // Opened here and not through the reader, whose cache may hold it from before the damage.
@@ -135,12 +135,12 @@ impl Found {
     }
 
     fn entry(&mut self, reader: &TableReader, block: &Block, i: usize) -> Result<(), &'static str> {
-        let entry = ([block.key_prefix(), block.suffix(i)].concat(), block.trailer(i));
+        let entry = (joined(block.key_prefix(), block.suffix(i)), block.trailer(i));
         if self.bound.as_ref().is_some_and(|bound| !is_after(&entry, bound)) {
             return Err("a block's first entry is not behind the separator before it");
         }
         self.bound = None;
-        let same_key = self.last.as_ref().is_some_and(|last| last.0 == entry.0);
+        let same_key = self.last.as_ref().is_some_and(|last| *last.0 == *entry.0);
         if self.last.as_ref().is_some_and(|last| !is_after(&entry, last) || same_key && last.1.seq() == entry.1.seq()) {
             return Err("entries are not in order");
         }
@@ -211,18 +211,9 @@ impl Found {
     }
 }
 
-impl Drop for Found {
-    fn drop(&mut self) {
-        use zeroize::Zeroize;
-        for key in [&mut self.last, &mut self.bound].into_iter().flatten() {
-            key.0.zeroize();
-        }
-    }
-}
-
 /// Whether the first is behind the second in the engine's order.
-fn is_after(a: &(Vec<u8>, Trailer), b: &(Vec<u8>, Trailer)) -> bool {
-    a.0.cmp(&b.0).then(b.1.cmp(&a.1)) == std::cmp::Ordering::Greater
+fn is_after(a: &(Wiped, Trailer), b: &(Wiped, Trailer)) -> bool {
+    a.0.as_ref().cmp(b.0.as_ref()).then(b.1.cmp(&a.1)) == std::cmp::Ordering::Greater
 }
 
 /// The frames behind the data.
@@ -238,7 +229,7 @@ fn check_sections(reader: &TableReader, walk: &mut Walk<'_>, found: &Found) -> R
         let block = Block::parse(payload, &place)?;
         let last = block.len() - 1;
         let is_named = tops.next().is_some_and(|(root, i)| {
-            let separator = [root.key_prefix(), root.suffix(i)].concat();
+            let separator = joined(root.key_prefix(), root.suffix(i));
             root.value(i) == handle.encode() && block.key_is(last, &separator) && block.trailer(last) == root.trailer(i)
         });
         if is_named { Ok(()) } else { Err(place.tampered("the top index does not agree with the index")) }
@@ -252,8 +243,8 @@ fn check_sections(reader: &TableReader, walk: &mut Walk<'_>, found: &Found) -> R
         return Err(place.tampered("the bounds are not those of the manifest"));
     }
     let (smallest, largest) = decode_bounds(&payload).map_err(|refusal| refusal.at(&place))?;
-    let last = found.last.as_ref().map(|last| &last.0);
-    if smallest != *found.first_key || Some(&largest) != last {
+    let last = found.last.as_ref().map(|last| &*last.0);
+    if smallest != *found.first_key || Some(&*largest) != last {
         return Err(place.tampered("the bounds are not the first and last key"));
     }
     walk.frame(FrameKind::Footer)?;
