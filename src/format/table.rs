@@ -83,7 +83,7 @@ use crate::format::codec::{Decoded, Put, Reader, Refusal, require};
 use crate::options::Compression;
 use crate::types::{KEY_BYTES_MAX, Seq, VALUE_BYTES_MAX};
 
-/// Bytes of a value in each frame of a run but the last: small enough that two of them fit a frame's limit twice over.
+/// Bytes of a value in each frame of a run but the last: a reader holds this much besides the value itself.
 pub(crate) const RUN_CHUNK_BYTES: usize = 256 << 10;
 /// Bytes of filter in each frame but the last.
 pub(crate) const FILTER_CHUNK_BYTES: usize = 512 << 10;

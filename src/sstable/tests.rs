@@ -556,7 +556,7 @@ fn a_bypassing_cursor_leaves_the_cache_alone_and_a_scan_takes_free_space_only() 
 #[test]
 fn a_large_value_shares_its_buffer_and_outlives_the_reader() {
     let fixture = Fixture::new(4096, Compression::Lz4);
-    let value: Vec<u8> = (0..3 * RUN_CHUNK_BYTES + 17).map(|i| (i * i >> 7) as u8).collect();
+    let value: Vec<u8> = (0..3 * RUN_CHUNK_BYTES + 17).map(|i| ((i * i) >> 7) as u8).collect();
     let finished = fixture.write(1, &vec![put(b"a", 1, b"small"), put(b"b", 2, &value), put(b"c", 3, &[1; 300])]);
     let reader = fixture.open(&finished.record).unwrap();
     let large = fixture.get(&reader, b"b", 9).unwrap().unwrap().1;

@@ -89,7 +89,6 @@ impl TableWriter {
     ///
     /// # Errors
     /// `Io` if the file cannot be created or there is no randomness.
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn create(
         vfs: &Arc<dyn Vfs>,
         path: &Path,
