@@ -161,7 +161,8 @@ pub struct StoreOptions {
     pub log_bytes_max: u64,
     /// Size at which compaction ends a sorted table and begins the next. Default 64 MiB.
     pub table_file_bytes: u64,
-    /// Size of level 1; each further level may be [`level_factor`](Self::level_factor) times as large. Default 256 MiB.
+    /// Largest size of the level that level 0 is merged into. Which level that is follows from the table's size: each further one is
+    /// [`level_factor`](Self::level_factor) times as large, down to the last, which holds most. Default 256 MiB.
     pub level_one_bytes: u64,
     /// How much larger each level is than the one above. Default 10.
     pub level_factor: u64,

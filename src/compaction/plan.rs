@@ -36,6 +36,9 @@ const GRANDPARENT_FILES_MAX: u64 = 10;
 /// A job takes more than the one file that it began with only up to this many full-size files.
 const EXPANDED_FILES_MAX: u64 = 25;
 
+/// A smallest and a largest key.
+pub(crate) type Bounds = (Box<[u8]>, Box<[u8]>);
+
 /// A job to do.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -77,7 +80,7 @@ impl Plan {
     }
 
     /// Smallest and largest key of the input.
-    pub(crate) fn range(&self) -> (Box<[u8]>, Box<[u8]>) {
+    pub(crate) fn range(&self) -> Bounds {
         hull(self.inputs().map(|(_, file)| file)).unwrap_or_default()
     }
 }
@@ -332,7 +335,7 @@ fn grandparent_bytes_max(options: &StoreOptions) -> u64 {
     options.table_file_bytes.saturating_mul(GRANDPARENT_FILES_MAX)
 }
 
-fn hull<'a>(files: impl Iterator<Item = &'a Arc<TableFile>>) -> Option<(Box<[u8]>, Box<[u8]>)> {
+fn hull<'a>(files: impl Iterator<Item = &'a Arc<TableFile>>) -> Option<Bounds> {
     let hull = files.fold(None, |hull: Option<(&[u8], &[u8])>, file| match hull {
         None => Some((&file.smallest, &file.largest)),
         Some((smallest, largest)) => Some((smallest.min(&file.smallest), largest.max(&file.largest))),

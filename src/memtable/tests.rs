@@ -8,8 +8,10 @@ use super::*;
 use crate::Error;
 use crate::types::{KEY_BYTES_MAX, Kind};
 
-/// Entries in the engine's order: the trailer inverted, so that the newest comes first.
-type Model = BTreeMap<(Vec<u8>, u64), Vec<u8>>;
+/// A key and its trailer inverted, so that the newest comes first.
+type Place = (Vec<u8>, u64);
+/// Entries in the engine's order.
+type Model = BTreeMap<Place, Vec<u8>>;
 
 fn put(seq: u64) -> Trailer {
     Trailer::new(Seq::new(seq).unwrap(), Kind::Put)
@@ -19,7 +21,7 @@ fn seq(number: u64) -> Seq {
     Seq::new(number).unwrap()
 }
 
-fn entry(cursor: &MemtableCursor) -> Option<((Vec<u8>, u64), Vec<u8>)> {
+fn entry(cursor: &MemtableCursor) -> Option<(Place, Vec<u8>)> {
     cursor.valid().then(|| {
         let value = cursor.value().unwrap().to_vec();
         assert_eq!(cursor.value_ref(), Some(&value[..]));
@@ -122,7 +124,7 @@ fn readers_see_every_visible_entry_while_a_writer_adds() {
     let visible = Arc::new(crate::sync::VisibleSeq::default());
     let done = Arc::new(AtomicBool::new(false));
     let key = |i: u64| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15)).to_be_bytes();
-    let value = |i: u64| vec![i as u8; if i % 50 == 0 { 5000 } else { i as usize % 40 }];
+    let value = |i: u64| vec![i as u8; if i.is_multiple_of(50) { 5000 } else { i as usize % 40 }];
     let readers: Vec<_> = (0..2u64)
         .map(|reader| {
             let (table, visible, done) = (table.clone(), visible.clone(), done.clone());
