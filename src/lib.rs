@@ -11,6 +11,7 @@
 
 pub mod error;
 pub mod event;
+pub mod inspect;
 pub mod io;
 pub mod keys;
 pub mod options;

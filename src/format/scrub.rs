@@ -36,6 +36,7 @@ pub(crate) struct Scrub {
     position: u64,
     state: State,
     frames: u64,
+    breaks_off: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +57,7 @@ enum State {
 impl Scrub {
     /// Walk a file of this kind and length.
     pub(crate) fn new(kind: FileKind, len_bytes: u64) -> Scrub {
-        Scrub { kind, len_bytes, position: 0, state: State::Header, frames: 0 }
+        Scrub { kind, len_bytes, position: 0, state: State::Header, frames: 0, breaks_off: false }
     }
 
     /// The bytes that [`feed`](Scrub::feed) takes next; `None` at the end. They lie within the file.
@@ -77,6 +78,11 @@ impl Scrub {
         self.frames
     }
 
+    /// Whether the file ended within the header or frame that was looked at last: it was cut, or is still being written.
+    pub(crate) fn breaks_off(&self) -> bool {
+        self.breaks_off
+    }
+
     /// Bytes of the file behind which there is nothing left to check, as far as is known.
     pub(crate) fn position(&self) -> u64 {
         self.position
@@ -88,6 +94,7 @@ impl Scrub {
     /// A finding. The walk goes on with what [`wants`](Scrub::wants) says then.
     pub(crate) fn feed(&mut self, bytes: &[u8], file: &str) -> Result<()> {
         let place = Where::new(file, self.position);
+        self.breaks_off = false;
         match self.state {
             State::Header => self.header(bytes, &place),
             State::Head => self.head(bytes, &place),
@@ -111,12 +118,14 @@ impl Scrub {
         let checked = FileHeader::decode(bytes, place).and_then(|header| {
             if header.kind == self.kind { Ok(()) } else { Err(place.tampered("the header names another kind of file")) }
         });
+        self.breaks_off = bytes.len() < HEADER_BYTES;
         // Headers have one size for ever, so what follows can be looked at whatever this one says.
         self.go_to(self.position + HEADER_BYTES as u64, State::Head);
         checked
     }
 
     fn head(&mut self, bytes: &[u8], place: &Where<'_>) -> Result<()> {
+        self.breaks_off = bytes.len() < self.head_bytes();
         let state = if self.is_journal() {
             JournalHead::decode(bytes, place).map(State::Journal)
         } else {
@@ -142,6 +151,7 @@ impl Scrub {
         let end = self.position.saturating_add(frame_bytes);
         if end > self.len_bytes {
             // A frame that is longer than the rest of the file may hide others.
+            self.breaks_off = true;
             self.lose_the_way();
             return checked;
         }

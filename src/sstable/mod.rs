@@ -159,6 +159,11 @@ impl TableReader {
         &self.properties
     }
 
+    /// Frames of the file, the footer included.
+    pub(crate) fn frames(&self) -> u64 {
+        self.footer.frames
+    }
+
     /// Memory that the open table holds, its cached blocks not counted.
     pub(crate) fn memory_bytes(&self) -> usize {
         size_of::<TableReader>()
