@@ -20,6 +20,7 @@ pub mod types;
 mod compaction;
 mod crypto;
 mod cursor;
+mod db;
 mod format;
 mod memtable;
 mod merge;
@@ -29,7 +30,13 @@ mod value;
 mod version;
 mod wal;
 
+pub use db::{
+    Anchor, Batch, Builder, Cursor, EntryRef, EpochAnchor, Keys, Range, RecoveryReport, Snapshot, SseDescription,
+    SseStatus, SseType, Store, Table, TableDescription, TableStatus,
+};
 pub use error::{Error, ErrorKind, Result};
+pub use keys::{KeyProvider, LocalKms, Unlock};
+pub use options::{Cipher, Compression, Durability, MasterKey, StoreOptions, TableOptions};
 pub use value::Value;
 
 #[cfg(debug_assertions)]

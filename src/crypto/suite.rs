@@ -38,6 +38,16 @@ impl Suite {
         }
     }
 
+    /// The name that people know it by.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Suite::Aes256Gcm => "AES-256-GCM",
+            Suite::ChaCha20Poly1305 => "ChaCha20-Poly1305",
+            #[cfg(strongroom_plaintext_baseline)]
+            Suite::None => "none",
+        }
+    }
+
     /// The suite asked for, or the one that is faster on this CPU at equal strength.
     pub(crate) fn choose(asked: Option<options::Cipher>) -> Suite {
         match asked {

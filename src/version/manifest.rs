@@ -93,6 +93,11 @@ impl Manifest {
         Epoch(self.epoch.load(Ordering::Acquire))
     }
 
+    /// Number of the live file.
+    pub(crate) fn number(&self) -> FileNumber {
+        self.inner.lock().live.number
+    }
+
     /// Look at the picture. `look` must not call back.
     pub(crate) fn with_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.inner.lock().state)
@@ -116,21 +121,23 @@ impl Manifest {
         Ok(epoch)
     }
 
-    /// Begin a new file with the present picture if the live one has grown too long. Returns the number of the file that is no
-    /// longer needed.
-    pub(crate) fn rewrite_if_long(&self, number: impl FnOnce() -> Result<FileNumber>) -> Result<Option<FileNumber>> {
+    /// Whether the file has grown so long that it should be [rewritten](Manifest::rewrite).
+    pub(crate) fn is_long(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.live.sealer.len_bytes() > (3 * inner.live.picture.bytes).max(REWRITE_BYTES_MIN)
+    }
+
+    /// Begin a new file, of this number, with the present picture, and remove the old one.
+    pub(crate) fn rewrite(&self, number: FileNumber) -> Result<()> {
         let mut inner = self.inner.lock();
-        let (len, picture) = (inner.live.sealer.len_bytes(), inner.live.picture.bytes);
-        if len <= (3 * picture).max(REWRITE_BYTES_MIN) {
-            return Ok(None);
-        }
         inner.state.epoch = self.next_epoch(&inner)?;
-        let live = LiveFile::create(&self.dir, &*self.entropy, &self.system, self.suite, number()?, &inner.state)?;
+        let live = LiveFile::create(&self.dir, &*self.entropy, &self.system, self.suite, number, &inner.state)?;
         live.make_current(&self.dir, &*self.entropy, &self.system, self.suite, &inner.state, false)?;
         self.epoch.store(inner.state.epoch.0, Ordering::Release);
         let old = std::mem::replace(&mut inner.live, live);
+        // One that cannot be removed now is an orphan that the next open removes.
         let _ = self.dir.remove(&FileName::Manifest(old.number).path());
-        Ok(Some(old.number))
+        Ok(())
     }
 
     /// Record that the log ends here and that nothing more will be written, here and in `CURRENT`.

@@ -125,16 +125,23 @@ impl State {
         for (&number, segment) in &self.segments {
             edits.push(Edit::AddSegment { number, salt: segment.salt });
             if let Some(end) = segment.end {
-                edits.push(Edit::LogEnds { segment: number, end_bytes: end.end_bytes, tag: end.tag, seq: self.last_seq });
+                edits.push(Edit::LogEnds {
+                    segment: number,
+                    end_bytes: end.end_bytes,
+                    tag: end.tag,
+                    seq: self.last_seq,
+                });
             }
         }
         edits.push(Edit::LogSynced { point: self.log_synced });
         for (&slot, table) in &self.tables {
             edits.push(Edit::CreateTable(Box::new((*table.record).clone())));
             edits.push(Edit::Flushed { slot, seq: table.flushed });
-            edits.extend(
-                table.files.values().map(|(level, file)| Edit::AddFile { slot, level: *level, file: (**file).clone() }),
-            );
+            edits.extend(table.files.values().map(|(level, file)| Edit::AddFile {
+                slot,
+                level: *level,
+                file: (**file).clone(),
+            }));
         }
         edits
     }

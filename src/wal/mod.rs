@@ -164,7 +164,11 @@ impl Log {
         let mut shared = self.shared.lock();
         let Some(spare) = shared.spare.take() else { return false };
         shared.end = LogPoint { segment: spare.number, end_bytes: spare.end_bytes };
-        shared.unsynced.push_back(Unsynced { number: spare.number, file: spare.file.clone(), end_bytes: spare.end_bytes });
+        shared.unsynced.push_back(Unsynced {
+            number: spare.number,
+            file: spare.file.clone(),
+            end_bytes: spare.end_bytes,
+        });
         writer.current = Some(spare);
         true
     }
@@ -215,6 +219,12 @@ impl Log {
             }),
         }
         shared.end
+    }
+
+    /// Where the segment that nobody has written to yet ends, if there is one.
+    pub(crate) fn spare_end(&self) -> Option<LogPoint> {
+        let shared = self.shared.lock();
+        shared.spare.as_ref().map(|spare| LogPoint { segment: spare.number, end_bytes: spare.end_bytes })
     }
 
     /// Where the next group will begin.
@@ -296,8 +306,13 @@ impl OpenSegment {
         for input in inputs {
             let generation = input.key.generation();
             let raw_bytes = input.ops.iter().map(Op::raw_bytes).sum();
-            let mut section =
-                group.section(&self.sections[&(input.slot, generation)], input.slot, generation, input.first_seq, raw_bytes)?;
+            let mut section = group.section(
+                &self.sections[&(input.slot, generation)],
+                input.slot,
+                generation,
+                input.first_seq,
+                raw_bytes,
+            )?;
             for op in input.ops {
                 match op.kind {
                     Kind::Delete => section.delete(op.key)?,
@@ -318,6 +333,11 @@ impl Op<'_> {
 }
 
 impl LogWriter {
+    /// Whether anything was written in this opening.
+    pub(crate) fn has_segment(&self) -> bool {
+        self.current.is_some()
+    }
+
     /// Tag of the last envelope.
     pub(crate) fn last_tag(&self) -> Tag {
         self.previous

@@ -57,8 +57,8 @@ pub(crate) struct Replayed {
     pub last_seq: Seq,
     /// The highest epoch that an envelope names.
     pub epoch: Epoch,
-    /// Lengths of the segments that count.
-    pub lengths: BTreeMap<FileNumber, u64>,
+    /// Where each segment that counts ends, and the tag of the last envelope up to there.
+    pub ends: BTreeMap<FileNumber, (u64, Tag)>,
     /// Segments wholly behind the end.
     pub discarded_segments: Vec<FileNumber>,
     /// Bytes behind the end.
@@ -149,7 +149,7 @@ impl Walk {
         }
         // A segment whose first group does not go on where the one before ended leaves no trace of its own.
         let Some(broken) = self.hole.as_ref().map(|hole| hole.point) else {
-            self.found.lengths.insert(segment.number, place.offset);
+            self.found.ends.insert(segment.number, (place.offset, self.previous.unwrap_or_default()));
             self.found.end = point;
             if hole {
                 self.hole = Some(Hole { point });

@@ -2,3 +2,4 @@
 #![allow(clippy::disallowed_methods, reason = "tests prepare and inspect files as a user or an attacker would")]
 
 mod layers;
+mod smoke;

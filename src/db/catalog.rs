@@ -1,0 +1,257 @@
+//! The tables of an open store, and what of each is in memory.
+//!
+//! ```text
+//! Catalog ── TableState (small, always there) ── View (only while the table is in use)
+//!                 identity, settings, lease         ├ keys      the generations that its data is under
+//!                                                   ├ active    the memtable that commits go to
+//!                                                   ├ frozen    memtables on their way to the disk, newest first
+//!                                                   └ version   sorted tables by level
+//! ```
+//!
+//! A table is *loaded* at first use: its keys are unwrapped, the bounds of its files opened, its part of
+//! the log replayed. It is *put away* when its last permit has ended and its memtables are flushed. A view
+//! is immutable; whoever changes it publishes another under [`TableState::structure`], so a reader who holds one
+//! sees one moment of the table for as long as it likes.
+//!
+//! A view disappears only under the writer's lock, so a commit that found one there inserts into a memtable that
+//! somebody will flush.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::{Mutex, RwLock};
+
+use crate::compaction::plan::Busy;
+use crate::error::{Error, Result};
+use crate::format::manifest::TableRecord;
+use crate::keys::{KeySet, TableLease};
+use crate::memtable::Memtable;
+use crate::options::Compression;
+use crate::sstable::TableSettings;
+use crate::types::{FileNumber, Seq, Slot, TableId};
+use crate::version::Version;
+use crate::wal::SectionRef;
+
+/// All tables of an open store, by name and by slot.
+#[derive(Default)]
+pub(crate) struct Catalog {
+    tables: RwLock<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    by_name: BTreeMap<Arc<str>, Arc<TableState>>,
+    by_slot: HashMap<Slot, Arc<TableState>>,
+}
+
+impl Catalog {
+    /// The table of this name.
+    pub(crate) fn named(&self, name: &str) -> Result<Arc<TableState>> {
+        let tables = self.tables.read();
+        tables.by_name.get(name).cloned().ok_or_else(|| Error::TableNotFound { name: name.to_owned() })
+    }
+
+    /// The table of this slot, if it is not dropped.
+    pub(crate) fn in_slot(&self, slot: Slot) -> Option<Arc<TableState>> {
+        self.tables.read().by_slot.get(&slot).cloned()
+    }
+
+    /// Whether a table of this name exists.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.tables.read().by_name.contains_key(name)
+    }
+
+    /// All names in byte order.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.tables.read().by_name.keys().map(|name| name.to_string()).collect()
+    }
+
+    /// Every table.
+    pub(crate) fn all(&self) -> Vec<Arc<TableState>> {
+        self.tables.read().by_slot.values().cloned().collect()
+    }
+
+    /// Make a table known.
+    pub(crate) fn insert(&self, table: Arc<TableState>) {
+        let mut tables = self.tables.write();
+        tables.by_slot.insert(table.slot, table.clone());
+        tables.by_name.insert(table.name.clone(), table);
+    }
+
+    /// Forget a table.
+    pub(crate) fn remove(&self, table: &TableState) {
+        let mut tables = self.tables.write();
+        tables.by_slot.remove(&table.slot);
+        tables.by_name.remove(&table.name);
+    }
+}
+
+/// What is always in memory of a table.
+pub(crate) struct TableState {
+    pub slot: Slot,
+    pub id: TableId,
+    pub name: Arc<str>,
+    pub created_ms: u64,
+    pub settings: TableSettings,
+    /// Keys and permits.
+    pub lease: TableLease,
+    /// Everything else, while the table is in use.
+    pub view: ArcSwapOption<View>,
+    /// Held by whoever replaces the view or decides at which level a file lands.
+    pub structure: Mutex<Structure>,
+    /// Level-0 files and frozen memtables, for the backpressure of commits.
+    pub pressure: Pressure,
+    /// Entries that recovery found in the log and nobody has replayed yet.
+    pub unreplayed: Mutex<Vec<SectionRef>>,
+    /// Whether somebody is loading the table.
+    pub loading: AtomicBool,
+    dropped: AtomicBool,
+}
+
+/// What must not change while a view is replaced.
+#[derive(Default)]
+pub(crate) struct Structure {
+    /// What running compactions have taken: the levels that they write to look emptier than they are.
+    pub busy: Busy,
+}
+
+/// How far a table's background work is behind.
+#[derive(Default)]
+pub(crate) struct Pressure {
+    level_zero_files: AtomicUsize,
+}
+
+impl Pressure {
+    /// Level-0 files of the published version.
+    pub(crate) fn level_zero_files(&self) -> usize {
+        self.level_zero_files.load(Ordering::Relaxed)
+    }
+}
+
+impl TableState {
+    /// The state of a table that nobody has used yet.
+    pub(crate) fn new(record: &TableRecord, lease: TableLease, unreplayed: Vec<SectionRef>) -> TableState {
+        TableState {
+            slot: record.slot,
+            id: record.id,
+            name: record.name.as_str().into(),
+            created_ms: record.created_ms,
+            settings: settings(record),
+            lease,
+            view: ArcSwapOption::empty(),
+            structure: Mutex::default(),
+            pressure: Pressure::default(),
+            unreplayed: Mutex::new(unreplayed),
+            loading: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
+        }
+    }
+
+    /// How the table's blocks are compressed.
+    pub(crate) fn compression(&self) -> Compression {
+        self.settings.compression
+    }
+
+    /// Whether the table is being dropped.
+    pub(crate) fn is_dropped(&self) -> bool {
+        self.dropped.load(Ordering::Acquire)
+    }
+
+    /// From now on every operation fails with [`Error::TableDropped`].
+    pub(crate) fn mark_dropped(&self) {
+        self.dropped.store(true, Ordering::Release);
+        self.lease.close();
+    }
+
+    /// Publish another view; the caller holds [`TableState::structure`].
+    pub(crate) fn publish(&self, view: Option<View>) {
+        let level_zero_files = view.as_ref().map_or(0, |view| view.version.files(0).len());
+        self.pressure.level_zero_files.store(level_zero_files, Ordering::Relaxed);
+        self.view.store(view.map(Arc::new));
+    }
+}
+
+/// The settings that sorted tables need, from a table's record.
+pub(crate) fn settings(record: &TableRecord) -> TableSettings {
+    TableSettings {
+        table: record.id,
+        suite: record.suite,
+        compression: record.compression,
+        block_bytes: record.block_bytes as usize,
+        filter_bits_per_key: record.filter_bits_per_key,
+        filter_seed: record.filter_seed,
+    }
+}
+
+/// One moment of a table in use. Cloning one is the beginning of the next.
+#[derive(Clone)]
+pub(crate) struct View {
+    pub keys: Arc<KeySet>,
+    pub active: Arc<Memory>,
+    /// Newest first.
+    pub frozen: Vec<Arc<Memory>>,
+    pub version: Arc<Version>,
+}
+
+/// A memtable, and what must be known to flush it.
+pub(crate) struct Memory {
+    pub table: Arc<Memtable>,
+    /// Number of the log segment with its first entry; 0 while it is empty.
+    first_segment: AtomicU64,
+    /// The last sequence number in it.
+    last_seq: AtomicU64,
+    /// What of its bytes the write budget knows of.
+    charged_bytes: AtomicUsize,
+}
+
+impl Memory {
+    /// An empty one.
+    pub(crate) fn new() -> Arc<Memory> {
+        Arc::new(Memory {
+            table: Arc::new(Memtable::new()),
+            first_segment: AtomicU64::new(0),
+            last_seq: AtomicU64::new(0),
+            charged_bytes: AtomicUsize::new(0),
+        })
+    }
+
+    /// Note that an entry of this number is in it.
+    pub(crate) fn reached(&self, seq: Seq) {
+        self.last_seq.fetch_max(seq.get(), Ordering::Relaxed);
+    }
+
+    /// The last sequence number in it.
+    pub(crate) fn last_seq(&self) -> Seq {
+        Seq::new(self.last_seq.load(Ordering::Relaxed)).unwrap_or(Seq::MAX)
+    }
+
+    /// The log segment with its first entry, if it has any.
+    pub(crate) fn first_segment(&self) -> Option<FileNumber> {
+        match self.first_segment.load(Ordering::Relaxed) {
+            0 => None,
+            number => Some(FileNumber(number)),
+        }
+    }
+
+    /// Bytes that it has grown by since this was last asked. Only the writer calls this.
+    pub(crate) fn uncharged_bytes(&self) -> usize {
+        let bytes = self.table.bytes();
+        bytes.saturating_sub(self.charged_bytes.swap(bytes, Ordering::Relaxed))
+    }
+
+    /// What of its bytes the write budget knows of.
+    pub(crate) fn charged_bytes(&self) -> usize {
+        self.charged_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Note that an entry of this log segment is in it; true if it is the first. Only the writer calls this.
+    pub(crate) fn begins_in(&self, segment: FileNumber) -> bool {
+        let first = self.first_segment.load(Ordering::Relaxed) == 0;
+        if first {
+            self.first_segment.store(segment.0, Ordering::Relaxed);
+        }
+        first
+    }
+}

@@ -1,0 +1,126 @@
+//! What a table says about itself, in the terms of DynamoDB's `DescribeTable`.
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::catalog::TableState;
+use crate::error::Result;
+use crate::format::keyfile::{KeyState, MasterKind};
+use crate::options::Compression;
+use crate::types::TableId;
+
+/// Status, key, sizes and counts of a table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct TableDescription {
+    /// The table's name.
+    pub name: String,
+    /// Its durable identity.
+    pub id: TableId,
+    /// Whether it can be used.
+    pub status: TableStatus,
+    /// When it was created, in milliseconds since 1970-01-01 00:00 UTC.
+    pub created_ms: u64,
+    /// Entries, as of the last flush and compaction, plus those in memory: exact once everything is
+    /// compacted, too high by overwritten and deleted ones before.
+    pub item_count: u64,
+    /// Bytes of its sorted tables on disk.
+    pub size_bytes: u64,
+    /// Name of the AEAD that seals it.
+    pub cipher: &'static str,
+    /// How its blocks are compressed.
+    pub compression: Compression,
+    /// The key that its key is wrapped under.
+    pub sse: SseDescription,
+}
+
+/// Whether a table can be used.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum TableStatus {
+    /// Yes.
+    Active,
+    /// Yes; a change of its keys is going on.
+    Updating,
+    /// No: its master key is disabled, about to be deleted, or gone.
+    InaccessibleEncryptionCredentials,
+    /// No: it is being dropped.
+    Dropping,
+}
+
+/// The master key of a table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct SseDescription {
+    /// Whether a change of keys is going on. Encryption is never off.
+    pub status: SseStatus,
+    /// `None` for the store's owned key, as at DynamoDB.
+    pub sse_type: Option<SseType>,
+    /// ARN of the master key; `None` for the store's owned key.
+    pub master_key_arn: Option<String>,
+    /// Since when the table is inaccessible, in milliseconds since 1970-01-01 00:00 UTC.
+    pub inaccessible_since_ms: Option<u64>,
+}
+
+/// Whether a change of keys is going on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum SseStatus {
+    /// No.
+    Enabled,
+    /// Yes.
+    Updating,
+}
+
+/// Where the master key comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum SseType {
+    /// A managed or customer key in the key provider.
+    Kms,
+}
+
+impl Engine {
+    /// Describe a table. Reads its key file, and needs no permit: nothing of its contents is told.
+    pub(super) fn describe(&self, table: &Arc<TableState>) -> Result<TableDescription> {
+        self.check_open()?;
+        self.check_not_dropped(table)?;
+        let (mut item_count, size_bytes, record) = self.manifest.with_state(|state| {
+            state.tables.get(&table.slot).map_or((0, 0, None), |meta| {
+                let entries =
+                    meta.files.values().map(|(_, file)| file.entries - file.tombstones.min(file.entries)).sum();
+                let bytes = meta.files.values().map(|(_, file)| file.extent.len_bytes).sum();
+                (entries, bytes, Some(meta.record.clone()))
+            })
+        });
+        if let Some(view) = table.view.load_full() {
+            let memories = std::iter::once(&view.active).chain(&view.frozen);
+            item_count += memories.map(|memory| memory.table.entries() as u64).sum::<u64>();
+        }
+        let keys = self.read_key_file(table.slot, table.id)?;
+        let kind = record.map_or(keys.master, |record| record.master);
+        let arn = keys.wraps.last().map(|wrap| wrap.key_arn.clone());
+        let (status, inaccessible_since_ms) = match keys.state {
+            KeyState::Active => (TableStatus::Active, None),
+            KeyState::Inaccessible => (TableStatus::InaccessibleEncryptionCredentials, Some(keys.since_ms)),
+            KeyState::Dropping => (TableStatus::Dropping, None),
+        };
+        let owned = kind == MasterKind::Owned;
+        Ok(TableDescription {
+            name: table.name.to_string(),
+            id: table.id,
+            status,
+            created_ms: table.created_ms,
+            item_count,
+            size_bytes,
+            cipher: table.settings.suite.name(),
+            compression: table.compression(),
+            sse: SseDescription {
+                status: if status == TableStatus::Updating { SseStatus::Updating } else { SseStatus::Enabled },
+                sse_type: (!owned).then_some(SseType::Kms),
+                master_key_arn: arn.filter(|_| !owned),
+                inaccessible_since_ms,
+            },
+        })
+    }
+}

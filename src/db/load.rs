@@ -1,0 +1,264 @@
+//! A table's first use, and how it is put away.
+//!
+//! ```text
+//!  put away ── admit: provider asked, bounds opened, log replayed ──> in use
+//!     ^                                                                  │
+//!     └── permits ended ── memtables flushed ── keys, blocks, readers gone ┘
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use super::catalog::{Memory, TableState, View};
+use crate::error::{Error, Result};
+use crate::io::{Signal, Step, Task, Tick};
+use crate::keys::{KeySet, Seat};
+use crate::types::{FileNumber, Seq, Trailer};
+use crate::version::{Change, Version};
+use crate::wal;
+
+/// How often permits are looked at.
+const WARDEN_PERIOD: std::time::Duration = std::time::Duration::from_millis(250);
+
+impl Engine {
+    /// Read `table` under the opener's permit. Two loads if there is one and the table is in use.
+    pub(super) fn with_view<T>(&self, table: &Arc<TableState>, read: impl FnOnce(&View) -> Result<T>) -> Result<T> {
+        let now = self.tick.load().ok_or(Error::Forked)?;
+        if table.lease.check(Seat::Owner, now)
+            && let Some(view) = &*table.view.load()
+        {
+            return read(view);
+        }
+        read(&*self.admit_anew(table)?)
+    }
+
+    /// The present view of `table`, for as long as the caller wants it.
+    pub(super) fn admit(&self, table: &Arc<TableState>) -> Result<Arc<View>> {
+        let now = self.tick.load().ok_or(Error::Forked)?;
+        if table.lease.check(Seat::Owner, now)
+            && let Some(view) = table.view.load_full()
+        {
+            return Ok(view);
+        }
+        self.admit_anew(table)
+    }
+
+    /// That the opener may use `table` now, for who holds a view already.
+    pub(super) fn check_permit(&self, table: &Arc<TableState>) -> Result<()> {
+        let now = self.tick.load().ok_or(Error::Forked)?;
+        if table.lease.check(Seat::Owner, now) {
+            return Ok(());
+        }
+        self.acquire(table, Seat::Owner).map(drop)
+    }
+
+    #[cold]
+    fn admit_anew(&self, table: &Arc<TableState>) -> Result<Arc<View>> {
+        loop {
+            let keys = self.acquire(table, Seat::Owner)?;
+            if let Some(view) = table.view.load_full() {
+                return Ok(view);
+            }
+            self.load(table, keys)?;
+        }
+    }
+
+    /// The keys of `table`, for a principal who has or gets a permit. Asks the provider if need be.
+    pub(super) fn acquire(&self, table: &Arc<TableState>, seat: Seat) -> Result<Arc<KeySet>> {
+        self.check_open()?;
+        self.check_not_dropped(table)?;
+        let keys = self.keys.acquire(&table.lease, seat, &|| self.read_key_file(table.slot, table.id));
+        if keys.is_err() {
+            // The lease of a closed store is closed too, and cannot know why.
+            self.check_open()?;
+        }
+        self.background.in_use.lock().insert(table.slot, table.clone());
+        keys
+    }
+
+    /// Bring a table into use, or wait until whoever is at it has done so.
+    fn load(&self, table: &Arc<TableState>, keys: Arc<KeySet>) -> Result<()> {
+        if table.loading.swap(true, Ordering::AcqRel) {
+            self.env
+                .scheduler
+                .wait_until(&self.loaded, &*self.env.clock, None, &mut || !table.loading.load(Ordering::Acquire));
+            return Ok(());
+        }
+        let outcome = if table.view.load().is_some() { Ok(()) } else { self.build_view(table, keys) };
+        table.loading.store(false, Ordering::Release);
+        self.loaded.raise();
+        outcome
+    }
+
+    fn build_view(&self, table: &Arc<TableState>, keys: Arc<KeySet>) -> Result<()> {
+        let (files, flushed) = self
+            .manifest
+            .with_state(|state| {
+                let meta = state.tables.get(&table.slot).filter(|meta| !meta.record.dropping)?;
+                Some((meta.files.values().cloned().collect::<Vec<_>>(), meta.flushed))
+            })
+            .ok_or(Error::TableDropped { table: table.id })?;
+        let mut changes = Vec::with_capacity(files.len());
+        for (level, record) in files {
+            changes.push(Change::Add { level: usize::from(level), file: self.readers.known(&record, &keys)? });
+        }
+        let version = Version::empty().apply(&changes).map_err(|contradiction| contradiction.in_file("manifest", 0))?;
+        let mut memories = self.replay(table, &keys, flushed)?;
+        let active = memories.pop().unwrap_or_else(Memory::new);
+        memories.reverse();
+
+        let structure = table.structure.lock();
+        if table.is_dropped() {
+            return Err(Error::TableDropped { table: table.id });
+        }
+        for memory in memories.iter().rev().chain([&active]) {
+            self.adopt(table, memory);
+        }
+        let replayed = std::mem::take(&mut *table.unreplayed.lock());
+        if let Some(first) = replayed.first() {
+            // The memtables hold it themselves now.
+            self.background.release_segment(first.segment);
+        }
+        table.publish(Some(View { keys, active, frozen: memories.clone(), version: Arc::new(version) }));
+        drop(structure);
+        for memory in memories.into_iter().rev() {
+            self.enqueue_flush(table, memory);
+        }
+        self.enqueue_compaction(table);
+        Ok(())
+    }
+
+    /// What the log holds of a table and its sorted tables do not, in memtables, oldest first.
+    fn replay(&self, table: &TableState, keys: &KeySet, flushed: Seq) -> Result<Vec<Arc<Memory>>> {
+        let sections = table.unreplayed.lock().clone();
+        let mut memories: Vec<Arc<Memory>> = Vec::new();
+        let salts = |segment| self.manifest.with_state(|state| state.segments.get(&segment).map(|meta| meta.salt));
+        let key_of = |generation| {
+            keys.generation(generation).map(|key| &**key).ok_or(Error::WrongKey { table: table.id, generation })
+        };
+        wal::replay::entries(
+            &self.dir,
+            &self.system,
+            &salts,
+            &key_of,
+            &sections,
+            flushed,
+            &mut |segment, seq, kind, key, value| {
+                let memory = match memories.last() {
+                    Some(memory) if memory.table.bytes() < self.options.memtable_bytes => memory,
+                    _ => {
+                        memories.push(Memory::new());
+                        &memories[memories.len() - 1]
+                    }
+                };
+                memory.table.insert(key, Trailer::new(seq, kind), value)?;
+                memory.begins_in(segment);
+                memory.reached(seq);
+                Ok(())
+            },
+        )?;
+        Ok(memories)
+    }
+
+    /// Bring the table into use whose unreplayed part of the log begins in this segment, so that it can be flushed.
+    pub(super) fn load_owner_of(&self, segment: FileNumber) {
+        let begins = |table: &&Arc<TableState>| {
+            table.unreplayed.lock().first().is_some_and(|section| section.segment == segment)
+        };
+        let owners: Vec<_> = self.catalog.all().into_iter().filter(|table| begins(&table)).collect();
+        for table in owners {
+            // One whose key is not to be had keeps its segment.
+            if let Ok(keys) = self.acquire(&table, Seat::Service) {
+                let _ = self.load(&table, keys);
+            }
+        }
+    }
+
+    /// Renew the permits that are due, and put tables away whose last permit has ended.
+    fn look_after_permits(&self) {
+        let now = self.keys.advance();
+        let in_use: Vec<_> = self.background.in_use.lock().values().cloned().collect();
+        for table in in_use {
+            for seat in Seat::ALL {
+                if table.lease.refresh_due(seat, now) {
+                    // What came of it is told as an event; the permit itself says what it means.
+                    let _ = self.keys.refresh(&table.lease, seat, &|| self.read_key_file(table.slot, table.id));
+                }
+            }
+            if table.lease.ending(now).is_some() {
+                self.put_away(&table, now);
+            }
+        }
+    }
+
+    /// Let go of a table that nobody may use any more: first what it has in memory goes to sorted tables, then, in a later
+    /// round, its keys, blocks and readers go.
+    fn put_away(&self, table: &Arc<TableState>, now: Tick) {
+        let mut writer = self.writer.lock();
+        let Some(view) = table.view.load_full() else {
+            self.keys.purge(&table.lease);
+            self.background.in_use.lock().remove(&table.slot);
+            return;
+        };
+        if !view.active.table.is_empty() {
+            self.freeze(table);
+            return;
+        }
+        let structure = table.structure.lock();
+        let busy = !structure.busy.is_idle() || table.loading.load(Ordering::Acquire);
+        if busy || !view.frozen.is_empty() || table.lease.ending(now).is_none() {
+            return;
+        }
+        table.publish(None);
+        writer.forget(table.slot);
+        drop(structure);
+        drop(writer);
+        self.keys.purge(&table.lease);
+        self.background.in_use.lock().remove(&table.slot);
+        view.version.all_files().for_each(|(_, file)| self.readers.close(file));
+    }
+
+    /// Let go of everything of a table that is being dropped. Frozen memtables go when the flusher finds them.
+    pub(super) fn forget(&self, table: &Arc<TableState>) {
+        let mut writer = self.writer.lock();
+        let structure = table.structure.lock();
+        writer.forget(table.slot);
+        let view = table.view.load_full();
+        table.publish(None);
+        drop(structure);
+        drop(writer);
+        self.background.in_use.lock().remove(&table.slot);
+        if let Some(first) = std::mem::take(&mut *table.unreplayed.lock()).first() {
+            self.background.release_segment(first.segment);
+        }
+        if let Some(view) = view {
+            self.discharge(table, &view.active);
+            view.version.all_files().for_each(|(_, file)| self.readers.close(file));
+        }
+    }
+}
+
+/// Looks after permits. A task of its own, because it asks providers, which may take their time.
+pub(super) struct Warden {
+    engine: Arc<Engine>,
+}
+
+impl Warden {
+    pub(super) fn new(engine: Arc<Engine>) -> Warden {
+        Warden { engine }
+    }
+}
+
+impl Task for Warden {
+    fn step(&mut self) -> Step {
+        if self.engine.background.stopping() {
+            return Step::Done;
+        }
+        let signal: Arc<Signal> = self.engine.background.quit.clone();
+        let seen = signal.count();
+        self.engine.look_after_permits();
+        let deadline = self.engine.env.clock.tick().after(WARDEN_PERIOD);
+        Step::Wait { signal, seen, clock: self.engine.env.clock.clone(), deadline: Some(deadline) }
+    }
+}

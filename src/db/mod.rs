@@ -1,0 +1,350 @@
+//! The store: the face of the engine, and what holds its parts together.
+//!
+//! ```text
+//! Store, Table, Batch, Snapshot, Cursor, Range     what callers hold; each keeps the store open
+//!       │ Handle                                   the last one to go closes the store
+//! Engine ─┬─ commit       batches, group commit, durability
+//!         ├─ catalog      tables, and what of each is in memory
+//!         ├─ load         a table's first use: keys, bounds, replay; and how it is put away
+//!         ├─ readers      open sorted tables
+//!         ├─ scan         point reads, cursors, iterators
+//!         ├─ maintenance  flush, compaction, permits, log segments, backpressure
+//!         ├─ log, manifest, keys, readers: the parts below
+//!         └─ open         create, lock, recover; close
+//! ```
+//!
+//! # Locks, in the order in which they may be taken
+//! `creating` or `writer` (who commits) → `preparing` → `TableState::structure` (who replaces a view) → the manifest's own → everything else, each
+//! alone. None is held while a provider is asked or anything is waited for.
+
+mod anchor;
+mod batch;
+mod catalog;
+mod commit;
+mod describe;
+mod load;
+mod maintenance;
+mod open;
+mod readers;
+mod scan;
+mod snapshot;
+mod table;
+mod tables;
+
+use std::fmt;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
+pub use self::anchor::{Anchor, EpochAnchor};
+pub use self::batch::Batch;
+pub use self::describe::{SseDescription, SseStatus, SseType, TableDescription, TableStatus};
+pub use self::open::{Builder, RecoveryReport};
+pub use self::scan::{Cursor, EntryRef, Keys, Range};
+pub use self::snapshot::Snapshot;
+pub use self::table::Table;
+
+use self::catalog::Catalog;
+use self::commit::Queue;
+use self::maintenance::Background;
+use self::readers::Readers;
+use self::snapshot::Moments;
+use crate::crypto::{Suite, TableKey};
+use crate::error::{Error, Result};
+use crate::event::EventSink;
+use crate::io::directory::Directory;
+use crate::io::os::TickCell;
+use crate::io::{Environment, Join, Lock, Signal};
+use crate::keys::KeyBroker;
+use crate::options::{StoreOptions, TableOptions};
+use crate::sync::VisibleSeq;
+use crate::types::{Epoch, FileNumber, StoreId};
+use crate::version::manifest::Manifest;
+use crate::wal::{Log, LogWriter};
+
+/// An open store: tables under one log, one sequence of commits, one memory budget.
+///
+/// Cheap to clone, and safe to use from many threads. [`close`](Store::close) ends it in good order; dropping the last handle
+/// (store, table, batch, snapshot, cursor or iterator) does the same but cannot report an error.
+///
+/// # Example
+/// ```
+/// use strongroom::{LocalKms, Store, TableOptions, Unlock};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let (keyring, data) = (folder.path().join("keyring"), folder.path().join("data"));
+/// let kms = LocalKms::create(&keyring, Unlock::key(|key| key.fill(7)))?;      // a passphrase in real life
+/// let store = Store::builder(&data).key_provider(kms).create()?;
+///
+/// let ratings = store.create_table("ratings", TableOptions::new())?;
+/// ratings.put(b"ada#2026", b"5")?;
+/// assert_eq!(ratings.get(b"ada#2026")?.as_deref(), Some(&b"5"[..]));
+/// for entry in ratings.prefix(b"ada#").rev() {
+///     let (key, value) = entry?;
+///     println!("{key:?} {value:?}");
+/// }
+/// store.close()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Store {
+    handle: Arc<Handle>,
+}
+
+/// Keeps the store open; the last one closes it.
+pub(crate) struct Handle {
+    engine: Arc<Engine>,
+}
+
+impl Deref for Handle {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // Nobody is left to tell: an error here means that the next open recovers, which loses nothing.
+        let _ = self.engine.close();
+    }
+}
+
+/// Everything that is shared by the handles and the background tasks of an open store.
+pub(crate) struct Engine {
+    dir: Arc<Directory>,
+    env: Environment,
+    options: StoreOptions,
+    events: Arc<dyn EventSink>,
+    store: StoreId,
+    keys: KeyBroker,
+    system: Arc<TableKey>,
+    system_suite: Suite,
+    /// Now, as far as permits are concerned; reads as none in a forked child.
+    tick: TickCell,
+    catalog: Catalog,
+    manifest: Manifest,
+    log: Log,
+    writer: Mutex<LogWriter>,
+    queue: Mutex<Queue>,
+    /// Raised when a leader has answered its followers.
+    committed: Signal,
+    visible: VisibleSeq,
+    moments: Arc<Moments>,
+    readers: Arc<Readers>,
+    background: Background,
+    /// Raised when a loader is done, whatever came of it.
+    loaded: Signal,
+    next_file: AtomicU64,
+    next_slot: AtomicU64,
+    poison: OnceLock<Error>,
+    closed: AtomicBool,
+    recovery: OnceLock<RecoveryReport>,
+    /// Held while tables are made, so that no name is taken twice.
+    creating: Mutex<()>,
+    /// Held while a log segment is prepared.
+    preparing: Mutex<()>,
+    anchor: Option<Arc<dyn EpochAnchor>>,
+    tasks: Mutex<Vec<Box<dyn Join>>>,
+    lock: Mutex<Option<Box<dyn Lock>>>,
+}
+
+impl Store {
+    /// Open or create the store at `path`: settings first, then
+    /// [`open`](Builder::open), [`create`](Builder::create) or [`open_or_create`](Builder::open_or_create).
+    pub fn builder(path: impl AsRef<Path>) -> Builder {
+        Builder::new(path.as_ref())
+    }
+
+    /// A store in memory, under keys that are made for it: gone when it is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the operating system gives no randomness or no threads.
+    pub fn temporary() -> Result<Store> {
+        Builder::temporary()
+    }
+
+    fn engine(&self) -> &Engine {
+        &self.handle
+    }
+
+    /// Make a table.
+    ///
+    /// # Errors
+    /// [`Error::TableExists`]; [`Error::InvalidArgument`] or [`Error::LimitExceeded`] for a name or setting that cannot be;
+    /// [`Error::KeyUnavailable`] if the provider does not give a key. In these cases the directory is as it was.
+    pub fn create_table(&self, name: &str, options: TableOptions) -> Result<Table> {
+        let mut made = self.create_tables(&[(name, options)])?;
+        made.pop().ok_or(Error::Closed)
+    }
+
+    /// Make many tables at once: all of them or none, with one write to the manifest.
+    ///
+    /// # Errors
+    /// As for [`create_table`](Store::create_table).
+    pub fn create_tables(&self, tables: &[(&str, TableOptions)]) -> Result<Vec<Table>> {
+        let made = self.engine().create_tables(tables)?;
+        Ok(made.into_iter().map(|state| Table::new(self.handle.clone(), state)).collect())
+    }
+
+    /// The table of this name.
+    ///
+    /// # Errors
+    /// [`Error::TableNotFound`].
+    pub fn table(&self, name: &str) -> Result<Table> {
+        self.engine().check_open()?;
+        Ok(Table::new(self.handle.clone(), self.engine().catalog.named(name)?))
+    }
+
+    /// The names of all tables, in byte order.
+    pub fn table_names(&self) -> Vec<String> {
+        self.engine().catalog.names()
+    }
+
+    /// Status, key, sizes and counts of a table.
+    ///
+    /// # Errors
+    /// [`Error::TableNotFound`], or as for [`Table::describe`].
+    pub fn describe_table(&self, name: &str) -> Result<TableDescription> {
+        self.table(name)?.describe()
+    }
+
+    /// Drop a table: its wrapped keys are erased durably, then its files.
+    ///
+    /// Handles, snapshots and cursors that look at it fail from now on. What was written under its key is unreadable afterwards to anyone without
+    /// *both* the master key and an earlier copy of the key file; see `docs/THREATS.md` for where such copies may be.
+    ///
+    /// # Errors
+    /// [`Error::TableNotFound`]; [`Error::Io`] if the manifest or key file cannot be written. A drop that was begun is ended when
+    /// the store is next opened.
+    pub fn drop_table(&self, name: &str) -> Result<()> {
+        self.engine().drop_table(name)
+    }
+
+    /// An empty batch.
+    pub fn batch(&self) -> Batch {
+        Batch::new(self.handle.clone())
+    }
+
+    /// The whole store as it is now.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self.handle.clone())
+    }
+
+    /// Make every commit so far durable.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the operating system cannot, and [`Error::Poisoned`] from then on.
+    pub fn sync(&self) -> Result<()> {
+        self.engine().sync()
+    }
+
+    /// Write what is in memory to sorted tables, and return once it is there.
+    ///
+    /// # Errors
+    /// As for [`Table::flush`].
+    pub fn flush(&self) -> Result<()> {
+        self.engine().flush_all()
+    }
+
+    /// Compact until nothing is left to do.
+    ///
+    /// # Errors
+    /// As for [`Table::compact`].
+    pub fn compact(&self) -> Result<()> {
+        self.engine().compact_all()
+    }
+
+    /// The store's durable identity.
+    pub fn id(&self) -> StoreId {
+        self.engine().store
+    }
+
+    /// Number of the last durable change of the store's metadata. Kept elsewhere and given to [`Builder::min_epoch`], it
+    /// makes an older copy of the directory visible.
+    pub fn epoch(&self) -> Epoch {
+        self.engine().manifest.epoch()
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.engine().dir.root()
+    }
+
+    /// What was found when the store was opened.
+    pub fn recovery(&self) -> &RecoveryReport {
+        self.engine().recovery()
+    }
+
+    /// Make everything durable, end background work, record that the log ends here, and unlock. Every handle fails with
+    /// [`Error::Closed`] from then on. Closing twice is fine.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Poisoned`]: the store is closed all the same, and the next open recovers.
+    pub fn close(&self) -> Result<()> {
+        self.engine().close()
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("id", &self.handle.store)
+            .field("path", &self.handle.dir.root())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Fails once the store is closed, or in a forked child.
+    fn check_open(&self) -> Result<()> {
+        if self.tick.load().is_none() {
+            return Err(Error::Forked);
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        Ok(())
+    }
+
+    /// Fails once nothing may be written any more.
+    fn check_writable(&self) -> Result<()> {
+        self.check_open()?;
+        match self.poison.get() {
+            Some(cause) => Err(Error::Poisoned { cause: Arc::new(cause.clone()) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Remember that a write failed after its bytes may have reached a file: what is on disk now, only recovery can tell.
+    fn poison(&self, error: Error) -> Error {
+        let _ = self.poison.set(error.clone());
+        // Whoever waits for room or for background work must hear of it.
+        self.background.wake();
+        error
+    }
+
+    /// Fails for a table of another store.
+    fn check_own(&self, table: &Table) -> Result<()> {
+        if std::ptr::eq::<Engine>(&***table.engine(), self) {
+            return Ok(());
+        }
+        Err(Error::InvalidArgument { what: "table", detail: "it belongs to another store".into() })
+    }
+
+    /// The next file number.
+    fn next_file(&self) -> Result<FileNumber> {
+        let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+        // Half the range is left as a margin, so that the counter itself never wraps.
+        if number > u64::MAX / 2 {
+            return Err(Error::LimitExceeded { what: "file number", limit: u64::MAX / 2, actual: number });
+        }
+        Ok(FileNumber(number))
+    }
+}

@@ -1,0 +1,733 @@
+//! How a store is created, opened and closed.
+//!
+//! ```text
+//! create  provider asked ─ LOCK ─ directories ─ keys/system ─ first log segment ─ manifest ─ CURRENT
+//! open    LOCK ─ keys/system ─ provider asked ─ CURRENT ─ manifest ─ epochs ─ every named file is there ─ log walked
+//!         ·················· nothing has been written so far: a refusal leaves the directory as it was ··················
+//!         what survived of the log made durable ─ new log segment ─ new manifest ─ CURRENT ─ orphans ─ drops carried on
+//! close   background work ended ─ log synced ─ CleanClose in the manifest ─ its length in CURRENT
+//! ```
+//! No file of an earlier opening is written to again, so every opening begins a log segment and a manifest of its own.
+//! Nothing is repaired, truncated or removed because a key failed; files that nobody names go only after everything that
+//! the manifest names was found, and key files never do.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
+use super::anchor::{self, EpochAnchor};
+use super::catalog::{Catalog, TableState};
+use super::commit::Queue;
+use super::load::Warden;
+use super::maintenance::{Background, Compactor, Flusher, Keeper};
+use super::readers::Readers;
+use super::snapshot::Moments;
+use super::tables::shred_key_file;
+use super::{Engine, Handle, Store};
+use crate::crypto::{Suite, TableKey};
+use crate::error::{Error, Result};
+use crate::event::{Event, EventSink};
+use crate::format::keyfile::{KeyFile, KeyState, MasterKind, SystemKeyFile};
+use crate::format::manifest::{Edit, KeyPin};
+use crate::format::{DIRECTORIES, FileName};
+use crate::io::directory::{Directory, refused};
+use crate::io::os::TickCell;
+use crate::io::{EntryKind, Environment, Lock, Signal, Task};
+use crate::keys::{KeyBroker, KeyProvider, LocalKms, TableLease, refuse_keyring_inside};
+use crate::options::StoreOptions;
+use crate::sync::VisibleSeq;
+use crate::types::{Epoch, FileNumber, Generation, Slot, StoreId, TableId};
+use crate::version::manifest::{self, Manifest};
+use crate::version::state::{SegmentEnd, SegmentMeta, State, StoreMeta};
+use crate::version::system::{Pinned, SystemFile, SystemKey};
+use crate::wal::Log;
+use crate::wal::replay::{Replayed, SectionRef, SegmentInput, replay};
+
+/// Suffix of a key file that nobody names and that was set aside.
+const SET_ASIDE_SUFFIX: &str = ".orphan";
+
+/// Settings for opening or creating a store. Made by [`Store::builder`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    path: PathBuf,
+    provider: Option<Arc<dyn KeyProvider>>,
+    owned_provider: Option<Arc<dyn KeyProvider>>,
+    options: StoreOptions,
+    env: Environment,
+    min_epoch: Epoch,
+    anchor: Option<Arc<dyn EpochAnchor>>,
+    events: Option<Arc<dyn EventSink>>,
+}
+
+/// What was found when a store was opened.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// Whether the store had been closed in good order (or was just created).
+    pub clean: bool,
+    /// Bytes at the end of the log that nothing attests as durable, and that were discarded because something before them
+    /// was missing. Commits in them were never acknowledged as [`Durability::Sync`](crate::Durability::Sync).
+    pub discarded_log_bytes: u64,
+    /// Bytes at the end of the manifest of which the same is true.
+    pub discarded_manifest_bytes: u64,
+    /// Files that nobody named any more and that were removed, relative to the store.
+    pub removed_files: Vec<String>,
+    /// Key files that nobody named, and that were renamed and kept, relative to the store.
+    pub set_aside_files: Vec<String>,
+}
+
+impl Builder {
+    pub(super) fn new(path: &Path) -> Builder {
+        Builder {
+            path: path.to_owned(),
+            provider: None,
+            owned_provider: None,
+            options: StoreOptions::default(),
+            env: Environment::os(),
+            min_epoch: Epoch(0),
+            anchor: None,
+            events: None,
+        }
+    }
+
+    /// The provider that holds the master keys. Required.
+    pub fn key_provider(self, provider: impl KeyProvider + 'static) -> Builder {
+        self.shared_key_provider(Arc::new(provider))
+    }
+
+    /// As [`key_provider`](Builder::key_provider), for a provider that others use as well.
+    pub fn shared_key_provider(mut self, provider: Arc<dyn KeyProvider>) -> Builder {
+        self.provider = Some(provider);
+        self
+    }
+
+    /// A provider of its own for the store's owned key. Default: the other one.
+    pub fn owned_key_provider(mut self, provider: Arc<dyn KeyProvider>) -> Builder {
+        self.owned_provider = Some(provider);
+        self
+    }
+
+    /// Sizes, limits and times. Default: [`StoreOptions::default`].
+    pub fn options(mut self, options: StoreOptions) -> Builder {
+        self.options = options;
+        self
+    }
+
+    /// Files, clocks, randomness and threads. Default: the operating system's.
+    pub fn environment(mut self, environment: Environment) -> Builder {
+        self.env = environment;
+        self
+    }
+
+    /// Refuse a store whose epoch is lower: it is an older copy. See [`Store::epoch`].
+    pub fn min_epoch(mut self, epoch: Epoch) -> Builder {
+        self.min_epoch = epoch;
+        self
+    }
+
+    /// Where to look up, and keep, how far the store had come.
+    pub fn anchor(mut self, anchor: Arc<dyn EpochAnchor>) -> Builder {
+        self.anchor = Some(anchor);
+        self
+    }
+
+    /// Who hears what happens in the store.
+    pub fn events(mut self, events: Arc<dyn EventSink>) -> Builder {
+        self.events = Some(events);
+        self
+    }
+
+    /// Create a store in a directory that does not exist or is empty.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`]; [`Error::InvalidArgument`] without a provider, with one whose keyring lies inside the directory, or for a setting that
+    /// cannot be; [`Error::KeyUnavailable`] or [`Error::MasterKeyUnavailable`] if the provider gives no key. In these cases nothing was written.
+    pub fn create(self) -> Result<Store> {
+        Opening::new(self)?.create()
+    }
+
+    /// Open a store.
+    ///
+    /// # Errors
+    /// [`Error::NotAStore`]; [`Error::Locked`]; [`Error::WrongKey`] or [`Error::KeyUnavailable`] for the system key;
+    /// [`Error::RolledBack`]; [`Error::MissingFile`]; [`Error::LogDamaged`], [`Error::Tampered`] or [`Error::BitRot`];
+    /// [`Error::UnknownVersion`]. In these cases nothing was changed.
+    pub fn open(self) -> Result<Store> {
+        Opening::new(self)?.open()
+    }
+
+    /// Open the store, or create it if there is none.
+    ///
+    /// # Errors
+    /// As for [`open`](Builder::open) and [`create`](Builder::create).
+    pub fn open_or_create(self) -> Result<Store> {
+        match self.clone().open() {
+            Err(Error::NotAStore { .. }) => self.create(),
+            outcome => outcome,
+        }
+    }
+
+    pub(super) fn temporary() -> Result<Store> {
+        let mut env = Environment::os();
+        env.vfs = Arc::new(crate::io::mem::MemVfs::unjournaled());
+        let kms = LocalKms::in_memory(env.clone())?;
+        Builder::new(Path::new("/temporary")).environment(env).key_provider(kms).create()
+    }
+}
+
+/// Hears nothing.
+#[derive(Debug)]
+struct NoSink;
+
+impl EventSink for NoSink {
+    fn event(&self, _event: &Event) {}
+}
+
+/// A store that is about to be open.
+struct Opening {
+    builder: Builder,
+    provider: Arc<dyn KeyProvider>,
+    dir: Arc<Directory>,
+    events: Arc<dyn EventSink>,
+}
+
+/// All that an engine is made of once its directory is in order.
+struct Parts {
+    lock: Box<dyn Lock>,
+    keys: KeyBroker,
+    system: Arc<TableKey>,
+    state: State,
+    manifest_number: FileNumber,
+    log_segments: BTreeMap<FileNumber, u64>,
+    last_tag: crate::crypto::Tag,
+    sections: HashMap<Slot, Vec<SectionRef>>,
+    next_file: FileNumber,
+    report: RecoveryReport,
+}
+
+impl Opening {
+    fn new(builder: Builder) -> Result<Opening> {
+        builder.options.validate()?;
+        let missing = || Error::InvalidArgument { what: "key provider", detail: "a store needs one".into() };
+        let provider = builder.provider.clone().ok_or_else(missing)?;
+        let dir = Arc::new(Directory::new(builder.env.vfs.clone(), builder.path.clone()));
+        let events = builder.events.clone().unwrap_or_else(|| Arc::new(NoSink));
+        for provider in [Some(&provider), builder.owned_provider.as_ref()].into_iter().flatten() {
+            refuse_keyring_inside(&**provider, &builder.path, &*builder.env.vfs)?;
+        }
+        Ok(Opening { builder, provider, dir, events })
+    }
+
+    fn broker(&self, store: StoreId) -> KeyBroker {
+        KeyBroker::new(
+            store,
+            self.provider.clone(),
+            self.builder.owned_provider.clone(),
+            &self.builder.env,
+            self.builder.options.permit,
+            Some(self.events.clone()),
+        )
+    }
+
+    fn path(&self) -> String {
+        self.builder.path.display().to_string()
+    }
+
+    fn take_lock(&self) -> Result<Box<dyn Lock>> {
+        self.builder.env.vfs.lock(&self.dir.path(&FileName::Lock.path())).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock => Error::Locked { path: self.path() },
+            _ => refused("lock", "LOCK", error),
+        })
+    }
+
+    fn random<const N: usize>(&self) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.builder.env.entropy.fill(&mut bytes).map_err(|error| Error::io("draw", "random bytes", error))?;
+        Ok(bytes)
+    }
+
+    // ---- create ----
+
+    fn create(self) -> Result<Store> {
+        self.check_vacant()?;
+        let store = StoreId::from_bytes(self.random()?);
+        let lineage = self.random()?;
+        // The provider is asked before anything is written.
+        let keys = self.broker(store);
+        let generation = Generation(1);
+        let new = keys.new_system_key(generation)?;
+        let suite = Suite::choose(None);
+
+        self.make_directory()?;
+        let lock = self.take_lock()?;
+        self.clear_unfinished()?;
+        for name in DIRECTORIES {
+            self.dir.ensure_dir(name)?;
+        }
+        let created_ms = self.builder.env.clock.wall_ms();
+        let record = KeyFile {
+            table: TableId::SYSTEM,
+            version: 1,
+            state: KeyState::Active,
+            since_ms: created_ms,
+            master: MasterKind::Owned,
+            wraps: vec![new.wrap.clone()],
+        };
+        let (bytes, tag) = SystemKeyFile::seal(&record, &new.key, suite, &*self.builder.env.entropy)?;
+        let name = FileName::SystemKey;
+        self.dir.replace(&name.path(), &name.temporary_path(), &bytes)?;
+        self.dir.sync_dir(&name.directory())?;
+
+        let pin = KeyPin { version: 1, tag, generations: vec![(generation, *new.key.commitment())] };
+        let real_entropy = self.builder.env.entropy.is_real();
+        let meta = StoreMeta { store, lineage, created_ms, real_entropy, suite };
+        let parts = Parts {
+            lock,
+            keys,
+            system: Arc::new(new.key),
+            state: State::new(meta, pin),
+            manifest_number: FileNumber(1),
+            log_segments: BTreeMap::new(),
+            last_tag: Default::default(),
+            sections: HashMap::new(),
+            next_file: FileNumber(2),
+            report: RecoveryReport { clean: true, ..RecoveryReport::default() },
+        };
+        let store = self.start(parts)?;
+        self.sync_parent()?;
+        Ok(store)
+    }
+
+    /// That there is nothing at the path, or an empty directory, or what a creation that was cut short left.
+    fn check_vacant(&self) -> Result<()> {
+        let taken = || Error::AlreadyExists { path: self.path() };
+        match self.dir.metadata("")? {
+            None => return Ok(()),
+            Some(metadata) if metadata.kind != EntryKind::Directory => return Err(taken()),
+            Some(_) => {}
+        }
+        let ours = |name: &str| DIRECTORIES.contains(&name) || name == "LOCK" || name.starts_with("CURRENT.");
+        let entries = self.dir.list("")?;
+        if entries.iter().all(|entry| ours(&entry.name)) && self.dir.metadata(&FileName::Current.path())?.is_none() {
+            // Directories of ours without a CURRENT are an unfinished creation, unless they hold tables.
+            let tables = self.dir.list("keys")?.into_iter().any(|entry| entry.kind == EntryKind::Directory);
+            let sorted = !self.dir.list("sst")?.is_empty();
+            if !tables && !sorted {
+                return Ok(());
+            }
+        }
+        Err(taken())
+    }
+
+    fn make_directory(&self) -> Result<()> {
+        match self.builder.env.vfs.create_dir(&self.builder.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(refused("create", &self.path(), error))
+            }
+            _ => self.check_private(),
+        }
+    }
+
+    fn check_private(&self) -> Result<()> {
+        let checked = self.builder.env.vfs.check_private(&self.builder.path);
+        checked.map_err(|error| Error::io("trust", self.path(), error))
+    }
+
+    /// Remove what a creation that was cut short left: nothing of it was ever anybody's data.
+    fn clear_unfinished(&self) -> Result<()> {
+        for directory in ["manifest", "wal", "keys", ""] {
+            for entry in self.dir.list(directory)? {
+                let name = join(directory, &entry.name);
+                if entry.kind == EntryKind::File && name != FileName::Lock.path() {
+                    self.dir.remove(&name)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_parent(&self) -> Result<()> {
+        let Some(parent) = self.builder.path.parent() else { return Ok(()) };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        self.builder.env.vfs.sync_dir(parent).map_err(|error| Error::io("sync", parent.display(), error))
+    }
+
+    // ---- open ----
+
+    fn open(self) -> Result<Store> {
+        let not_a_store = || Error::NotAStore { path: self.path() };
+        match self.dir.metadata("")? {
+            Some(metadata) if metadata.kind == EntryKind::Directory => {}
+            _ => return Err(not_a_store()),
+        }
+        let exists = |name: FileName| Ok::<_, Error>(self.dir.metadata(&name.path())?.is_some());
+        // A creation that was cut short made no store: CURRENT comes last.
+        if !exists(FileName::Current)? && self.check_vacant().is_ok() {
+            return Err(not_a_store());
+        }
+        self.check_private()?;
+        let lock = self.take_lock()?;
+        let file = SystemFile::read(&self.dir)?;
+        let keys = self.broker(file.store());
+        let system = file.unlock(&keys)?;
+        let found = manifest::read(&self.dir, &system.key)?;
+        let state = found.state;
+        self.check_state(&state, &system)?;
+        let names = self.check_files(&state)?;
+        let log = self.walk_log(&state, &system.key, found.closed)?;
+        if log.epoch > state.epoch {
+            return Err(Error::RolledBack { found: state.epoch, attested: log.epoch });
+        }
+
+        // From here on the directory changes.
+        if !found.closed {
+            self.make_log_durable(&log)?;
+        }
+        let report = RecoveryReport {
+            clean: found.closed,
+            discarded_log_bytes: log.discarded_bytes,
+            discarded_manifest_bytes: found.discarded_bytes,
+            ..RecoveryReport::default()
+        };
+        let next_file = next_number(&names, &state)?;
+        let manifest_number = next_file;
+        let next_file = next_file.next().ok_or_else(|| exhausted("file number"))?;
+        let next = self.next_state(state, &system, &log)?;
+        let lengths = |(&number, meta): (&FileNumber, &SegmentMeta)| Some((number, meta.end?.end_bytes));
+        let next_segments = next.segments.iter().filter_map(lengths).collect();
+        let parts = Parts {
+            lock,
+            keys,
+            system: system.key,
+            state: next,
+            manifest_number,
+            log_segments: next_segments,
+            last_tag: log.last_tag,
+            sections: log.sections,
+            next_file,
+            report,
+        };
+        self.start(parts)
+    }
+
+    fn check_state(&self, state: &State, system: &SystemKey) -> Result<()> {
+        system.check_pin(&state.system_key)?;
+        if self.builder.min_epoch > state.epoch {
+            return Err(Error::RolledBack { found: state.epoch, attested: self.builder.min_epoch });
+        }
+        if let Some(anchor) = &self.builder.anchor {
+            anchor::check(&**anchor, state.store.store, state.epoch, state.store.lineage)?;
+        }
+        if self.builder.env.entropy.is_real() && !state.store.real_entropy {
+            let detail = "it was made with injected randomness, so its keys may be known; it is for tests only";
+            return Err(Error::InvalidArgument { what: "store", detail: detail.into() });
+        }
+        Ok(())
+    }
+
+    /// That every file that the manifest names is there. Returns the names of all files.
+    fn check_files(&self, state: &State) -> Result<BTreeSet<String>> {
+        let names = list_files(&self.dir)?;
+        let tables = state.tables.values().filter(|table| !table.record.dropping);
+        let named = tables.flat_map(|table| {
+            let files = table.files.keys().map(|&number| FileName::Table(number));
+            files.chain([FileName::KeyFile(table.record.id)])
+        });
+        for name in named.chain(state.segments.keys().map(|&number| FileName::Log(number))) {
+            let name = name.path();
+            if !names.contains(&name) {
+                return Err(Error::MissingFile { file: name });
+            }
+        }
+        Ok(names)
+    }
+
+    fn walk_log(&self, state: &State, system: &TableKey, closed: bool) -> Result<Replayed> {
+        let input = |(&number, meta): (&FileNumber, &SegmentMeta)| SegmentInput {
+            number,
+            salt: meta.salt,
+            end: meta.end.map(|end| (end.end_bytes, end.tag)),
+        };
+        let segments: Vec<SegmentInput> = state.segments.iter().map(input).collect();
+        replay(&self.dir, system, &segments, state.log_synced, closed)
+    }
+
+    /// What was found of the log may be in the system's memory only. It must be on the medium before the manifest says that the
+    /// log ends behind it.
+    fn make_log_durable(&self, log: &Replayed) -> Result<()> {
+        for &number in log.ends.keys() {
+            let name = FileName::Log(number).path();
+            self.dir.open(&name)?.sync().map_err(|error| refused("sync", &name, error))?;
+        }
+        Ok(())
+    }
+
+    /// The picture with which this opening begins: the old one, with where the log ends.
+    fn next_state(&self, mut state: State, system: &SystemKey, log: &Replayed) -> Result<State> {
+        state.epoch = state.epoch.next().ok_or_else(|| exhausted("epoch"))?;
+        state.store.lineage = self.random()?;
+        state.last_seq = state.last_seq.max(log.last_seq);
+        state.log_synced = state.log_synced.max(log.end);
+        for number in &log.discarded_segments {
+            state.segments.remove(number);
+        }
+        for (number, &(end_bytes, tag)) in &log.ends {
+            if let Some(meta) = state.segments.get_mut(number) {
+                meta.end = Some(SegmentEnd { end_bytes, tag });
+            }
+        }
+        // Segments of which no table needs anything go with this picture.
+        let needed = |(slot, sections): (&Slot, &Vec<SectionRef>)| {
+            let flushed = state.tables.get(slot).filter(|meta| !meta.record.dropping)?.flushed;
+            sections.iter().find(|section| section.section.last_seq() > flushed).map(|section| section.segment)
+        };
+        let oldest = log.sections.iter().filter_map(needed).min();
+        state.segments.retain(|number, _| oldest.is_some_and(|oldest| *number >= oldest));
+        // A key file that is one ahead of its pin was written just before a crash cut its edit off.
+        if system.check_pin(&state.system_key)? == Pinned::Next {
+            state.system_key.version = system.file.record.version;
+            state.system_key.tag = system.file.tag;
+        }
+        Ok(state)
+    }
+
+    // ---- both ----
+
+    /// Write the first files of this opening, and bring the engine up.
+    fn start(&self, parts: Parts) -> Result<Store> {
+        let Parts {
+            lock,
+            keys,
+            system,
+            mut state,
+            manifest_number,
+            log_segments,
+            last_tag,
+            sections,
+            next_file,
+            report,
+        } = parts;
+        let env = self.builder.env.clone();
+        let suite = state.store.suite;
+        let (log, writer) =
+            Log::new(self.dir.clone(), env.entropy.clone(), system.clone(), suite, log_segments.clone(), last_tag);
+        // The first segment is named by the picture itself, so that the first commit finds it ready.
+        let segment_number = next_file;
+        let next_file = next_file.next().ok_or_else(|| exhausted("file number"))?;
+        let segment = log.create_segment(segment_number)?;
+        state.segments.insert(segment_number, SegmentMeta { salt: segment.salt(), end: None });
+        state.next_file = state.next_file.max(next_file);
+        log.offer_spare(segment);
+        let manifest = Manifest::create(
+            self.dir.clone(),
+            env.entropy.clone(),
+            system.clone(),
+            suite,
+            manifest_number,
+            state.clone(),
+        )?;
+
+        let catalog = Catalog::default();
+        let background = Background::new();
+        let mut sections = sections;
+        for meta in state.tables.values().filter(|meta| !meta.record.dropping) {
+            let mut own = sections.remove(&meta.record.slot).unwrap_or_default();
+            own.retain(|section| section.section.last_seq() > meta.flushed);
+            if let Some(first) = own.first() {
+                background.hold_segment(first.segment);
+            }
+            catalog.insert(Arc::new(TableState::new(&meta.record, TableLease::new(meta.record.id), own)));
+        }
+        let options = self.builder.options.clone();
+        let engine = Arc::new(Engine {
+            store: state.store.store,
+            tick: TickCell::new(keys.advance()),
+            readers: Arc::new(Readers::new(self.dir.clone(), options.cache_bytes, options.open_tables_max)),
+            dir: self.dir.clone(),
+            env,
+            options,
+            events: self.events.clone(),
+            keys,
+            system,
+            system_suite: suite,
+            catalog,
+            manifest,
+            log,
+            writer: Mutex::new(writer),
+            queue: Mutex::new(Queue::default()),
+            committed: Signal::new(),
+            visible: VisibleSeq::new(state.last_seq),
+            moments: Arc::new(Moments::default()),
+            background,
+            loaded: Signal::new(),
+            creating: Mutex::new(()),
+            preparing: Mutex::new(()),
+            next_file: AtomicU64::new(next_file.0),
+            next_slot: AtomicU64::new(u64::from(state.next_slot.0)),
+            poison: OnceLock::new(),
+            closed: AtomicBool::new(false),
+            recovery: OnceLock::new(),
+            anchor: self.builder.anchor.clone(),
+            tasks: Mutex::default(),
+            lock: Mutex::new(Some(lock)),
+        });
+        // From here on dropping the handle closes the engine.
+        let handle = Arc::new(Handle { engine: engine.clone() });
+        let report = engine.tidy_up(&state, report)?;
+        let _ = engine.recovery.set(report);
+        engine.spawn_tasks()?;
+        engine.advance_anchor();
+        Ok(Store { handle })
+    }
+}
+
+impl Engine {
+    /// What was found when the store was opened.
+    pub(super) fn recovery(&self) -> &RecoveryReport {
+        self.recovery.get_or_init(RecoveryReport::default)
+    }
+
+    /// Remove what nobody names, set key files aside, and carry on with drops that were cut short. Everything that the manifest
+    /// names has been found.
+    fn tidy_up(&self, state: &State, mut report: RecoveryReport) -> Result<RecoveryReport> {
+        for meta in state.tables.values().filter(|meta| meta.record.dropping) {
+            shred_key_file(&self.dir, meta.record.id)?;
+            self.events.event(&Event::TableShredded { table: meta.record.id });
+            let forget = vec![Edit::ForgetTable { slot: meta.record.slot }];
+            self.manifest.append(forget).map_err(|error| self.poison(error))?;
+        }
+        let manifest = self.manifest.number();
+        let live: BTreeSet<TableId> =
+            state.tables.values().filter(|meta| !meta.record.dropping).map(|meta| meta.record.id).collect();
+        let tables: BTreeSet<FileNumber> = state.tables.values().flat_map(|meta| meta.files.keys().copied()).collect();
+        for path in list_files(&self.dir)? {
+            let keep = match FileName::parse(&path) {
+                Some(FileName::Lock | FileName::Current | FileName::SystemKey) => true,
+                Some(FileName::Manifest(number)) => number == manifest,
+                Some(FileName::Log(number)) => state.segments.contains_key(&number),
+                Some(FileName::Table(number)) => tables.contains(&number),
+                Some(FileName::Parked(..)) => true,
+                Some(FileName::KeyFile(table)) if live.contains(&table) => true,
+                Some(FileName::KeyFile(_)) => {
+                    self.dir.rename(&path, &format!("{path}{SET_ASIDE_SUFFIX}"))?;
+                    self.events.event(&Event::OrphanSetAside { file: path.clone() });
+                    report.set_aside_files.push(path);
+                    continue;
+                }
+                // A temporary file was never anybody's; what else is there is not ours to touch.
+                None => FileName::parse_temporary(&path).is_none(),
+            };
+            if !keep {
+                self.dir.remove(&path)?;
+                report.removed_files.push(path);
+            }
+        }
+        if report.discarded_log_bytes > 0 {
+            let end = self.log.synced();
+            self.events.event(&Event::TailDiscarded {
+                file: FileName::Log(end.segment).path(),
+                offset_bytes: end.end_bytes,
+                len_bytes: report.discarded_log_bytes,
+            });
+        }
+        Ok(report)
+    }
+
+    fn spawn_tasks(self: &Arc<Engine>) -> Result<()> {
+        let mut tasks: Vec<(&'static str, Box<dyn Task>)> = vec![
+            ("strongroom-keeper", Box::new(Keeper::new(self.clone()))),
+            ("strongroom-warden", Box::new(Warden::new(self.clone()))),
+            ("strongroom-flush", Box::new(Flusher::new(self.clone()))),
+        ];
+        for _ in 0..self.options.compaction_threads {
+            tasks.push(("strongroom-compact", Box::new(Compactor::new(self.clone()))));
+        }
+        for (name, task) in tasks {
+            let join = self.env.scheduler.spawn(name, task).map_err(|error| Error::io("spawn", name, error))?;
+            self.tasks.lock().push(join);
+        }
+        Ok(())
+    }
+
+    /// Close in good order; the first call does it, later ones find it done.
+    pub(super) fn close(&self) -> Result<()> {
+        // A forked child has neither the threads nor the right to write.
+        if self.tick.load().is_none() || self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.background.stop();
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in tasks {
+            // A task that panicked has nothing in the files that the log does not have.
+            let _ = task.join();
+        }
+        let outcome = self.end_log();
+        for table in self.background.in_use.lock().drain() {
+            table.1.lease.close();
+            let _structure = table.1.structure.lock();
+            table.1.publish(None);
+        }
+        self.advance_anchor();
+        *self.lock.lock() = None;
+        outcome
+    }
+
+    /// Make everything durable and record that the log ends here.
+    fn end_log(&self) -> Result<()> {
+        let writer = self.writer.lock();
+        if let Some(cause) = self.poison.get() {
+            return Err(Error::Poisoned { cause: Arc::new(cause.clone()) });
+        }
+        self.log.sync(self.log.end()).map_err(|error| self.poison(error))?;
+        let end = self.log.end();
+        let end = match writer.has_segment() {
+            true => end,
+            // Nothing was committed: the segment that is ready is empty.
+            false => self.log.spare_end().unwrap_or(end),
+        };
+        let tag = writer.last_tag();
+        let last = SegmentEnd { end_bytes: end.end_bytes, tag };
+        self.manifest.close(end.segment, last, self.visible.load()).map_err(|error| self.poison(error))
+    }
+}
+
+fn exhausted(what: &'static str) -> Error {
+    Error::LimitExceeded { what, limit: u64::MAX, actual: u64::MAX }
+}
+
+fn join(directory: &str, name: &str) -> String {
+    if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
+}
+
+/// Every file of a store's directory, relative to it, down to the depth at which we keep files.
+fn list_files(dir: &Directory) -> Result<BTreeSet<String>> {
+    let mut files = BTreeSet::new();
+    let mut directories = vec![(String::new(), 0)];
+    while let Some((directory, depth)) = directories.pop() {
+        for entry in dir.list(&directory)? {
+            let name = join(&directory, &entry.name);
+            match entry.kind {
+                EntryKind::File => drop(files.insert(name)),
+                EntryKind::Directory if depth < 2 => directories.push((name, depth + 1)),
+                _ => {}
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// A number that no file of this store has or had.
+fn next_number(names: &BTreeSet<String>, state: &State) -> Result<FileNumber> {
+    let number = |name: &String| match FileName::parse(name).or_else(|| FileName::parse_temporary(name))? {
+        FileName::Manifest(number) | FileName::Log(number) | FileName::Table(number) | FileName::Parked(number, _) => {
+            Some(number)
+        }
+        _ => None,
+    };
+    let highest = names.iter().filter_map(number).max().unwrap_or_default();
+    let next = highest.next().ok_or_else(|| exhausted("file number"))?;
+    Ok(next.max(state.next_file))
+}

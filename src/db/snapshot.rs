@@ -1,0 +1,144 @@
+//! Moments of the whole store, and what keeps them readable.
+//!
+//! Compaction may drop a version of an entry that no registered moment can see. A moment is registered
+//! under the lock with which compaction reads the registered ones, so there is no gap between choosing a moment and
+//! protecting it.
+
+use std::collections::BTreeMap;
+use std::ops::RangeBounds;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Handle;
+use super::batch::check_key;
+use super::scan::{Cursor, Range, key_range, lookup, prefix_range};
+use super::table::Table;
+use crate::compaction::Readers;
+use crate::error::Result;
+use crate::merge::KeyRange;
+use crate::sync::VisibleSeq;
+use crate::types::Seq;
+use crate::value::Value;
+
+/// The moments that somebody may still look at.
+#[derive(Default)]
+pub(crate) struct Moments {
+    held: Mutex<BTreeMap<Seq, usize>>,
+}
+
+impl Moments {
+    /// Register the present moment.
+    pub(crate) fn pin(self: &Arc<Moments>, visible: &VisibleSeq) -> Pin {
+        let mut held = self.held.lock();
+        let seq = visible.load();
+        *held.entry(seq).or_default() += 1;
+        Pin { moments: self.clone(), seq }
+    }
+
+    /// Who reads, now or later: every registered moment and the present one.
+    pub(crate) fn readers(&self, visible: &VisibleSeq) -> Readers {
+        let held = self.held.lock();
+        Readers::new(held.keys().copied().collect(), visible.load())
+    }
+}
+
+/// Holds one moment until it is dropped.
+pub(crate) struct Pin {
+    moments: Arc<Moments>,
+    seq: Seq,
+}
+
+impl Pin {
+    /// The sequence number of the last commit that is seen.
+    pub(crate) fn seq(&self) -> Seq {
+        self.seq
+    }
+}
+
+impl Clone for Pin {
+    fn clone(&self) -> Pin {
+        *self.moments.held.lock().entry(self.seq).or_default() += 1;
+        Pin { moments: self.moments.clone(), seq: self.seq }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut held = self.moments.held.lock();
+        if let Some(count) = held.get_mut(&self.seq) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.seq);
+            }
+        }
+    }
+}
+
+/// The whole store as it was at one moment.
+///
+/// Costs nothing to make. While it lives, what it sees is kept on disk. Cheap to clone.
+///
+/// # Example
+/// ```
+/// # let store = strongroom::Store::temporary()?;
+/// # let table = store.create_table("t", Default::default())?;
+/// table.put(b"k", b"old")?;
+/// let snapshot = store.snapshot();
+/// table.put(b"k", b"new")?;
+/// assert_eq!(snapshot.get(&table, b"k")?.as_deref(), Some(&b"old"[..]));
+/// # Ok::<(), strongroom::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Snapshot {
+    engine: Arc<Handle>,
+    pin: Pin,
+}
+
+impl Snapshot {
+    pub(crate) fn new(engine: Arc<Handle>) -> Snapshot {
+        let pin = engine.moments.pin(&engine.visible);
+        Snapshot { engine, pin }
+    }
+
+    /// The value that `key` had in `table`.
+    ///
+    /// # Errors
+    /// As for [`Table::get`].
+    pub fn get(&self, table: &Table, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
+        self.engine.check_own(table)?;
+        check_key(key.as_ref())?;
+        let (key, seq) = (key.as_ref(), self.pin.seq());
+        self.engine.with_view(table.state(), |view| lookup(&self.engine, table.state(), view, key, seq))
+    }
+
+    /// The entries of `table` with keys in `keys`, from either end. Errors come as items, as for [`Table::range`].
+    pub fn range<K: AsRef<[u8]>>(&self, table: &Table, keys: impl RangeBounds<K>) -> Range {
+        self.walk(table, key_range(&keys))
+    }
+
+    /// The entries of `table` whose keys begin with `prefix`, from either end. Errors come as items, as for [`Table::range`].
+    pub fn prefix(&self, table: &Table, prefix: impl AsRef<[u8]>) -> Range {
+        self.walk(table, prefix_range(prefix.as_ref()))
+    }
+
+    /// All entries of `table`, from either end. Errors come as items, as for [`Table::range`].
+    pub fn iter(&self, table: &Table) -> Range {
+        self.walk(table, KeyRange::default())
+    }
+
+    /// A cursor over `table`.
+    ///
+    /// # Errors
+    /// As for [`Table::get`].
+    pub fn cursor(&self, table: &Table) -> Result<Cursor> {
+        self.engine.check_own(table)?;
+        let view = self.engine.admit(table.state())?;
+        Cursor::new(self.engine.clone(), table.state().clone(), &view, self.pin.clone(), KeyRange::default())
+    }
+
+    fn walk(&self, table: &Table, range: KeyRange) -> Range {
+        let view = self.engine.check_own(table).and_then(|()| self.engine.admit(table.state()));
+        Range::new(self.engine.clone(), table.state().clone(), view, self.pin.clone(), range)
+    }
+}

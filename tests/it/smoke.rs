@@ -1,0 +1,49 @@
+//! The shortest way through the whole engine: what breaks here breaks everything.
+
+use strongroom::{Durability, LocalKms, MasterKey, Store, StoreOptions, TableOptions, Unlock};
+
+fn small() -> StoreOptions {
+    let mut options = StoreOptions::default();
+    options.memtable_bytes = 4 << 10;
+    options.write_budget_bytes = 64 << 10;
+    options.log_segment_bytes = 16 << 10;
+    options.log_bytes_max = 64 << 10;
+    options.table_file_bytes = 4 << 10;
+    options.level_one_bytes = 16 << 10;
+    options
+}
+
+#[test]
+fn what_was_written_is_read_back_after_reopening() {
+    let folder = tempfile::tempdir().unwrap();
+    let (keyring, data) = (folder.path().join("keyring"), folder.path().join("data"));
+    let kms = LocalKms::create(&keyring, Unlock::key(|key| key.fill(7))).unwrap();
+    kms.create_key(Some("alias/ratings"), "").unwrap();
+    let store = Store::builder(&data).key_provider(kms).options(small()).create().unwrap();
+    let table = store
+        .create_table("ratings", TableOptions::new().block_bytes(256).master_key(MasterKey::customer("alias/ratings")))
+        .unwrap();
+    for i in 0..5000u32 {
+        table.put(format!("key-{:05}", i * 7919 % 5000), format!("value-{i}")).unwrap();
+    }
+    table.put_with("big", vec![7; 3 << 20], Durability::Sync).unwrap();
+    assert_eq!(table.iter().count(), 5001);
+    store.compact().unwrap();
+    assert_eq!(table.iter().rev().count(), 5001);
+    println!("{:?}", table.describe().unwrap());
+    store.close().unwrap();
+    drop((table, store));
+
+    for round in 0..3 {
+        let kms = LocalKms::open(&keyring, Unlock::key(|key| key.fill(7))).unwrap();
+        let store = Store::builder(&data).key_provider(kms).options(small()).open().unwrap();
+        assert!(store.recovery().clean, "{:?}", store.recovery());
+        let table = store.table("ratings").unwrap();
+        assert_eq!(table.iter().count(), 5001 + round);
+        assert_eq!(table.get("big").unwrap().unwrap().len(), 3 << 20);
+        table.put(format!("round-{round}"), "x").unwrap();
+        if round == 1 {
+            store.close().unwrap();
+        }
+    }
+}
