@@ -275,7 +275,7 @@ impl Verifier<'_> {
             let name = FileName::Log(number);
             let path = name.path();
             let len_bytes = self.listed.get(path.as_str()).map_or(0, |listed| listed.len_bytes);
-            let counts_bytes = log.lengths.get(&number).copied().unwrap_or_default();
+            let counts_bytes = log.ends.get(&number).map(|(end_bytes, _)| *end_bytes).unwrap_or_default();
             let behind = len_bytes.saturating_sub(counts_bytes);
             // What recovery left behind an end is no damage; behind a clean close there was nothing.
             if closed_in == Some(number) && behind > 0 {
