@@ -745,4 +745,4 @@ impl ManifestOpener {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -36,7 +36,10 @@ pub(crate) struct Scrub {
     position: u64,
     state: State,
     frames: u64,
+    /// Whether what was looked at last was cut.
     breaks_off: bool,
+    /// Headers that were looked at: a key file has two.
+    headers: u8,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +60,7 @@ enum State {
 impl Scrub {
     /// Walk a file of this kind and length.
     pub(crate) fn new(kind: FileKind, len_bytes: u64) -> Scrub {
-        Scrub { kind, len_bytes, position: 0, state: State::Header, frames: 0, breaks_off: false }
+        Scrub { kind, len_bytes, position: 0, state: State::Header, frames: 0, headers: 0, breaks_off: false }
     }
 
     /// The bytes that [`feed`](Scrub::feed) takes next; `None` at the end. They lie within the file.
@@ -100,11 +103,11 @@ impl Scrub {
             State::Head => self.head(bytes, &place),
             State::Frame(head) => {
                 let checked = head.check_crc(bytes, &place);
-                self.pass_frame(head.frame_bytes(), checked)
+                self.pass_frame(head.frame_bytes(), checked, &place)
             }
             State::Journal(head) => {
                 let checked = head.check_crc(bytes, &place);
-                self.pass_frame(head.frame_bytes(), checked)
+                self.pass_frame(head.frame_bytes(), checked, &place)
             }
             State::Search => {
                 self.search(bytes);
@@ -119,6 +122,7 @@ impl Scrub {
             if header.kind == self.kind { Ok(()) } else { Err(place.tampered("the header names another kind of file")) }
         });
         self.breaks_off = bytes.len() < HEADER_BYTES;
+        self.headers = self.headers.saturating_add(1);
         // Headers have one size for ever, so what follows can be looked at whatever this one says.
         self.go_to(self.position + HEADER_BYTES as u64, State::Head);
         checked
@@ -147,7 +151,7 @@ impl Scrub {
     }
 
     /// Go behind a frame whose head was right.
-    fn pass_frame(&mut self, frame_bytes: u64, checked: Result<()>) -> Result<()> {
+    fn pass_frame(&mut self, frame_bytes: u64, checked: Result<()>, place: &Where<'_>) -> Result<()> {
         let end = self.position.saturating_add(frame_bytes);
         if end > self.len_bytes {
             // A frame that is longer than the rest of the file may hide others.
@@ -156,8 +160,17 @@ impl Scrub {
             return checked;
         }
         self.frames += u64::from(checked.is_ok());
-        let at_second_unit = self.is_twice() && end == self.len_bytes / 2;
-        self.go_to(end, if at_second_unit { State::Header } else { State::Head });
+        if self.is_twice() {
+            // One frame a unit. A length that rotted must not lead past the second unit, which begins in the middle.
+            let middle = self.len_bytes / 2;
+            let second = if self.headers < 2 { middle } else { self.len_bytes };
+            self.go_to(second, State::Header);
+            if checked.is_ok() && end != second {
+                return Err(place.bit_rot("a unit is not half of the file"));
+            }
+        } else {
+            self.go_to(end, State::Head);
+        }
         checked
     }
 
@@ -180,7 +193,7 @@ impl Scrub {
         let middle = self.len_bytes / 2;
         if self.is_journal() {
             self.go_to(self.position + 1, State::Search);
-        } else if self.is_twice() && self.position < middle {
+        } else if self.is_twice() && self.headers < 2 {
             self.go_to(middle, State::Header);
         } else {
             self.state = State::Done;

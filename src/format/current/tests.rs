@@ -61,14 +61,16 @@ fn a_file_that_was_renamed_to_current_is_refused() {
     let mut bytes = Vec::new();
     let (kind, number) = (FileKind::Current, FileNumber(7));
     let mut sealer =
-        FileSealer::create(&system_key(), Suite::Aes256Gcm, kind, number, TableId::SYSTEM, &entropy, &mut bytes).unwrap();
+        FileSealer::create(&system_key(), Suite::Aes256Gcm, kind, number, TableId::SYSTEM, &entropy, &mut bytes)
+            .unwrap();
     sealer.seal(FrameKind::Current, true, Compression::None, &other.encode(), &mut bytes).unwrap();
     assert_eq!(refusal(open(&bytes)), ErrorKind::Tampering, "header and content name different manifests");
 
     let mut bytes = Vec::new();
     let kind = FileKind::KeyFile;
     let mut sealer =
-        FileSealer::create(&system_key(), Suite::Aes256Gcm, kind, number, TableId::SYSTEM, &entropy, &mut bytes).unwrap();
+        FileSealer::create(&system_key(), Suite::Aes256Gcm, kind, number, TableId::SYSTEM, &entropy, &mut bytes)
+            .unwrap();
     sealer.seal(FrameKind::KeyRecord, true, Compression::None, &current(false).encode(), &mut bytes).unwrap();
     assert_eq!(refusal(open(&bytes)), ErrorKind::Tampering, "another kind of file");
 }

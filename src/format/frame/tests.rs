@@ -162,7 +162,8 @@ fn a_frame_opens_at_its_own_place_only() {
     sealer.seal(FrameKind::Data, false, Compression::None, b"PAYLOAD", &mut out).unwrap();
     let frame = out[HEADER_BYTES..HEADER_BYTES + sealed.len_bytes as usize].to_vec();
     let opener = sealer.opener();
-    let open = |opener: &FileOpener, kind, last, ordinal| opener.open_frame(kind, last, ordinal, frame.clone(), &here());
+    let open =
+        |opener: &FileOpener, kind, last, ordinal| opener.open_frame(kind, last, ordinal, frame.clone(), &here());
     assert!(open(&opener, FrameKind::Data, false, 0).is_ok());
 
     assert_eq!(refusal(open(&opener, FrameKind::Data, false, 1)), ErrorKind::Tampering, "another ordinal");
@@ -177,7 +178,10 @@ fn a_frame_opens_at_its_own_place_only() {
         (pinned(&key, Suite::Aes256Gcm, FileKind::Table, FileNumber(35)), "another file"),
         (pinned(&key_of(2, STORE, TABLE, 4), Suite::Aes256Gcm, FileKind::Table, NUMBER), "another generation"),
         (pinned(&key_of(2, STORE, TableId::SYSTEM, 3), Suite::Aes256Gcm, FileKind::Table, NUMBER), "another table"),
-        (pinned(&key_of(2, StoreId::from_bytes([1; 16]), TABLE, 3), Suite::Aes256Gcm, FileKind::Table, NUMBER), "another store"),
+        (
+            pinned(&key_of(2, StoreId::from_bytes([1; 16]), TABLE, 3), Suite::Aes256Gcm, FileKind::Table, NUMBER),
+            "another store",
+        ),
     ];
     for (opener, what) in cases {
         assert_eq!(refusal(open(&opener, FrameKind::Data, false, 0)), ErrorKind::Tampering, "{what}");
@@ -191,10 +195,10 @@ fn authentic_content_that_makes_no_sense_is_refused() {
     // Only a mistake of ours, or somebody with the key, could write it; neither may crash a reader or size its memory.
     let key = table_key();
     for (suffix, kind) in [
-        (&[0, 5, 0, 0, 0][..], ErrorKind::Tampering),       // raw length of an uncompressed payload
-        (&[1, 4, 0, 0, 0], ErrorKind::Tampering),           // not LZ4
+        (&[0, 5, 0, 0, 0][..], ErrorKind::Tampering), // raw length of an uncompressed payload
+        (&[1, 4, 0, 0, 0], ErrorKind::Tampering),     // not LZ4
         (&[1, 0xff, 0xff, 0xff, 0xff], ErrorKind::Tampering), // larger than a frame
-        (&[2, 4, 0, 0, 0], ErrorKind::UnknownVersion),      // a compression of the future
+        (&[2, 4, 0, 0, 0], ErrorKind::UnknownVersion), // a compression of the future
         (&[], ErrorKind::Tampering),
     ] {
         let (sealer, _) = create(&key, Suite::Aes256Gcm, &Counting::default());
@@ -241,10 +245,9 @@ fn a_changed_header_with_a_fitting_checksum_is_never_taken() {
         fix_header_crc(&mut changed);
         let kind = refusal(FileOpener::open(&changed, &table_key(), &expected(), &here()));
         let fitting = match byte {
-            8..12 | 16..20 => ErrorKind::UnknownVersion,
-            // AES-256-GCM is 1, and 0 is no suite; kind 5 becomes 4, which is one.
-            13 => ErrorKind::UnknownVersion,
-            104..136 => ErrorKind::WrongKey,
+            8..=11 | 16..=19 => ErrorKind::UnknownVersion,
+            13 => ErrorKind::UnknownVersion, // AES-256-GCM is 1, and 0 is no suite
+            104..=135 => ErrorKind::WrongKey,
             _ => ErrorKind::Tampering,
         };
         assert_eq!(kind, fitting, "byte {byte}");
@@ -308,7 +311,11 @@ fn a_wrong_key_is_told_from_tampering() {
     let open = |key: &TableKey| refusal(FileOpener::open(&header, key, &expected(), &here()));
     assert_eq!(open(&key_of(9, STORE, TABLE, 3)), ErrorKind::WrongKey);
     assert_eq!(open(&key_of(2, STORE, TABLE, 4)), ErrorKind::Tampering, "another generation is named");
-    assert_eq!(open(&key_of(2, StoreId::from_bytes([1; 16]), TABLE, 3)), ErrorKind::Tampering, "another store is named");
+    assert_eq!(
+        open(&key_of(2, StoreId::from_bytes([1; 16]), TABLE, 3)),
+        ErrorKind::Tampering,
+        "another store is named"
+    );
 }
 
 // ---- journal frames ----
@@ -316,10 +323,18 @@ fn a_wrong_key_is_told_from_tampering() {
 fn journal(payloads: &[&[u8]]) -> (FileOpener, Vec<u8>, Vec<SealedFrame>) {
     let mut out = Vec::new();
     let what = (FileKind::Manifest, FileNumber(7));
-    let mut sealer =
-        FileSealer::create(&system_key(), Suite::Aes256Gcm, what.0, what.1, TableId::SYSTEM, &Counting::default(), &mut out)
-            .unwrap();
-    let frames = payloads.iter().map(|payload| sealer.seal_journal(FrameKind::Edits, payload, &mut out).unwrap()).collect();
+    let mut sealer = FileSealer::create(
+        &system_key(),
+        Suite::Aes256Gcm,
+        what.0,
+        what.1,
+        TableId::SYSTEM,
+        &Counting::default(),
+        &mut out,
+    )
+    .unwrap();
+    let frames =
+        payloads.iter().map(|payload| sealer.seal_journal(FrameKind::Edits, payload, &mut out).unwrap()).collect();
     (sealer.opener(), out, frames)
 }
 
@@ -362,7 +377,11 @@ fn a_journal_frame_of_another_place_or_file_does_not_open() {
     fix_journal_crc(&mut renumbered);
     assert_eq!(refusal(opener.open_journal(FrameKind::Edits, 0, renumbered, &here())), ErrorKind::Tampering);
     let other = FileOpener::from_pinned(
-        &system_key(), Suite::Aes256Gcm, FileKind::Manifest, FileNumber(8), &Salt::from_bytes([0; 32]),
+        &system_key(),
+        Suite::Aes256Gcm,
+        FileKind::Manifest,
+        FileNumber(8),
+        &Salt::from_bytes([0; 32]),
     );
     assert_eq!(refusal(other.open_journal(FrameKind::Edits, 1, frame(1), &here())), ErrorKind::Tampering);
 }
@@ -402,7 +421,8 @@ fn a_sealed_body_in_clear_is_authenticated_with_its_place() {
     let entropy = Counting::default();
     let (kind, number) = (FileKind::SystemKey, FileNumber(1));
     let key = system_key();
-    let mut sealer = FileSealer::create(&key, Suite::Aes256Gcm, kind, number, TableId::SYSTEM, &entropy, &mut out).unwrap();
+    let mut sealer =
+        FileSealer::create(&key, Suite::Aes256Gcm, kind, number, TableId::SYSTEM, &entropy, &mut out).unwrap();
     seal_in_clear(&mut sealer, FrameKind::KeyRecord, b"in clear", &mut out).unwrap();
     let frame = &out[HEADER_BYTES..];
     let check = |frame: &[u8], ordinal| {

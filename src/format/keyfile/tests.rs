@@ -103,7 +103,10 @@ fn contexts_with_doubts_are_refused() {
     assert_eq!(refused(&[("a", &"x".repeat(CONTEXT_BYTES_MAX))]), ErrorKind::LimitExceeded);
     let good = encode_context(&pairs(&[("a", "1"), ("b", "")])).unwrap();
     every_other_length_is_refused(&good, decode_context);
-    assert_eq!(decode_context(&[2, 0, 0, 0, 1, 0, 0, 0, b'b', 0, 0, 0, 0, 1, 0, 0, 0, b'a', 0, 0, 0, 0]), Err(Refusal::Malformed));
+    assert_eq!(
+        decode_context(&[2, 0, 0, 0, 1, 0, 0, 0, b'b', 0, 0, 0, 0, 1, 0, 0, 0, b'a', 0, 0, 0, 0]),
+        Err(Refusal::Malformed)
+    );
     assert_eq!(decode_context(&[0xff; 12]), Err(Refusal::Malformed));
 }
 
@@ -220,9 +223,20 @@ fn a_record_that_could_not_be_read_again_is_not_written() {
     assert_eq!(refused(&|record| record.wraps.clear()), ErrorKind::InvalidArgument);
     assert_eq!(refused(&|record| record.wraps.swap(0, 1)), ErrorKind::InvalidArgument);
     assert_eq!(refused(&|record| record.wraps[0].wrapped = vec![0; WRAPPED_BYTES_MAX + 1]), ErrorKind::InvalidArgument);
-    assert_eq!(refused(&|record| record.wraps[0].key_arn = "x".repeat(KEY_ARN_BYTES_MAX + 1)), ErrorKind::InvalidArgument);
-    assert_eq!(refused(&|record| record.wraps[0].context = pairs(&[("a", "1"), ("a", "2")])), ErrorKind::InvalidArgument);
-    let foreign = SystemKeyFile::seal(&system_record(), &key_of(9, STORE, TableId::SYSTEM, 1), Suite::Aes256Gcm, &Counting::default());
+    assert_eq!(
+        refused(&|record| record.wraps[0].key_arn = "x".repeat(KEY_ARN_BYTES_MAX + 1)),
+        ErrorKind::InvalidArgument
+    );
+    assert_eq!(
+        refused(&|record| record.wraps[0].context = pairs(&[("a", "1"), ("a", "2")])),
+        ErrorKind::InvalidArgument
+    );
+    let foreign = SystemKeyFile::seal(
+        &system_record(),
+        &key_of(9, STORE, TableId::SYSTEM, 1),
+        Suite::Aes256Gcm,
+        &Counting::default(),
+    );
     assert_eq!(refusal(foreign), ErrorKind::InvalidArgument);
 }
 

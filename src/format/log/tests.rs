@@ -36,6 +36,8 @@ fn envelope() -> Envelope {
 }
 
 type Entries = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+/// An entry with its sequence number.
+type Numbered = (Seq, Vec<u8>, Option<Vec<u8>>);
 
 fn raw_bytes(entries: &Entries) -> u64 {
     entries.iter().map(|(key, value)| entry_bytes(key.len(), value.as_ref().map(Vec::len))).sum()
@@ -84,7 +86,7 @@ fn opener(bytes: &[u8]) -> SegmentOpener {
 }
 
 /// Everything in a segment of one group.
-fn read(bytes: &[u8]) -> Result<Vec<Vec<(Seq, Vec<u8>, Option<Vec<u8>>)>>> {
+fn read(bytes: &[u8]) -> Result<Vec<Vec<Numbered>>> {
     let opener = SegmentOpener::open(bytes, &system_key(), &expected(), &here())?;
     let frame = frame_at(bytes, HEADER_BYTES);
     let mut offset = HEADER_BYTES + frame.len();
@@ -256,7 +258,8 @@ fn large_values_and_heads_that_straddle_frames_read_back() {
         ];
         assert_eq!(entry_bytes(1, entries[0].1.as_ref().map(Vec::len)) as usize, FRAME - cut);
         let bytes = written(&[&entries]).bytes;
-        let expected_bytes = HEADER_BYTES as u64 + Envelope::disk_bytes(1) as u64 + section_disk_bytes(raw_bytes(&entries));
+        let expected_bytes =
+            HEADER_BYTES as u64 + Envelope::disk_bytes(1) as u64 + section_disk_bytes(raw_bytes(&entries));
         assert_eq!(bytes.len() as u64, expected_bytes);
         let read = read(&bytes).unwrap();
         let read: Entries = read[0].iter().map(|(_, key, value)| (key.clone(), value.clone())).collect();
@@ -283,7 +286,11 @@ fn a_section_cut_short_or_prolonged_is_refused() {
     assert_eq!(refusal(early.finish(&here())), ErrorKind::Tampering);
 
     let as_last = Section { frames: 1, ..section };
-    assert_eq!(refusal(reader(&as_last).feed(first.clone(), &here())), ErrorKind::Tampering, "the last frame says that it is");
+    assert_eq!(
+        refusal(reader(&as_last).feed(first.clone(), &here())),
+        ErrorKind::Tampering,
+        "the last frame says that it is"
+    );
     let more_to_come = Section { frames: 3, ..section };
     let mut reader_of_more = reader(&more_to_come);
     reader_of_more.feed(first.clone(), &here()).unwrap();
@@ -299,7 +306,9 @@ fn a_section_cut_short_or_prolonged_is_refused() {
     let miscounted = Section { entries: 2, ..section };
     let mut miscounting = reader(&miscounted);
     miscounting.feed(frame_at(&bytes, first_offset), &here()).unwrap();
-    miscounting.feed(frame_at(&bytes, first_offset + JOURNAL_PAYLOAD_BYTES_MAX + JOURNAL_OVERHEAD_BYTES), &here()).unwrap();
+    miscounting
+        .feed(frame_at(&bytes, first_offset + JOURNAL_PAYLOAD_BYTES_MAX + JOURNAL_OVERHEAD_BYTES), &here())
+        .unwrap();
     while miscounting.next_entry(&here()).unwrap().is_some() {}
     assert_eq!(refusal(miscounting.finish(&here())), ErrorKind::Tampering);
 }
@@ -316,7 +325,10 @@ fn an_entry_head_that_is_none_is_refused_before_anything_is_sized() {
     huge.put_varint(VALUE_BYTES_MAX as u64 + 1);
     assert_eq!(entry_len(&huge, true), Err(Refusal::Malformed));
     assert_eq!(entry_len(&[Kind::Delete as u8, 0], true), Err(Refusal::Malformed), "an empty key");
-    assert_eq!(entry_len(&[Kind::PutRun as u8, 1, 1], false), Err(Refusal::Unknown { what: "kind of log entry", number: 2 }));
+    assert_eq!(
+        entry_len(&[Kind::PutRun as u8, 1, 1], false),
+        Err(Refusal::Unknown { what: "kind of log entry", number: 2 })
+    );
     assert_eq!(entry_len(&[Kind::Put as u8, 3], false), Ok(None), "goes on in the next frame");
     assert_eq!(entry_len(&[Kind::Put as u8, 3], true), Err(Refusal::Malformed));
     assert_eq!(entry_len(&[Kind::Delete as u8, 1, b'k'], true), Ok(Some(3)));

@@ -17,7 +17,11 @@ fn create(out: &mut Vec<u8>) -> ManifestSealer {
 
 pub(crate) fn pin() -> KeyPin {
     let commitment = |fill| Commitment::from_bytes([fill; 32]);
-    KeyPin { version: 5, tag: [3; 16], generations: vec![(Generation(1), commitment(1)), (Generation(4), commitment(4))] }
+    KeyPin {
+        version: 5,
+        tag: [3; 16],
+        generations: vec![(Generation(1), commitment(1)), (Generation(4), commitment(4))],
+    }
 }
 
 pub(crate) fn record() -> TableRecord {
@@ -141,7 +145,8 @@ fn every_edit_keeps_its_number() {
         edit.encode(&mut bytes);
         assert_eq!(usize::from(bytes[0]), index + 1);
     }
-    let mut bytes = EditGroup { epoch: Epoch(1), synced_ordinal: None, edits: vec![Edit::PictureEnds] }.encode().to_vec();
+    let mut bytes =
+        EditGroup { epoch: Epoch(1), synced_ordinal: None, edits: vec![Edit::PictureEnds] }.encode().to_vec();
     *bytes.last_mut().unwrap() = 17;
     assert_eq!(EditGroup::decode(&bytes), Err(Refusal::Unknown { what: "manifest edit", number: 17 }));
 }
@@ -231,7 +236,9 @@ fn a_group_over_several_frames_takes_effect_when_the_last_is_there() {
 fn every_bit_of_a_manifest_matters() {
     let mut bytes = Vec::new();
     let mut sealer = create(&mut bytes);
-    sealer.append(&EditGroup { epoch: Epoch(1), synced_ordinal: None, edits: vec![edits()[2].clone()] }, &mut bytes).unwrap();
+    sealer
+        .append(&EditGroup { epoch: Epoch(1), synced_ordinal: None, edits: vec![edits()[2].clone()] }, &mut bytes)
+        .unwrap();
     every_flip_is_refused(&bytes, |bytes| {
         let mut opener = ManifestOpener::open(bytes, &system_key(), &expected(), &here())?;
         opener.feed(bytes[HEADER_BYTES..].to_vec(), &here())
