@@ -27,6 +27,7 @@
 //! # }
 //! ```
 
+mod contents;
 mod dump;
 mod scrub;
 mod verify;
