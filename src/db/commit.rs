@@ -69,7 +69,7 @@ impl Engine {
             for table in writes.tables() {
                 self.admit(table)?;
             }
-            self.throttle(writes.bytes())?;
+            self.throttle(writes)?;
             match self.enter(writes) {
                 Outcome::Done(point) => {
                     return match durability {

@@ -19,10 +19,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::Engine;
+use super::batch::WriteSet;
 use super::catalog::{Memory, TableState, View};
 use crate::compaction::plan::{ClaimId, Plan, flush_level, grandparents, plan};
 use crate::compaction::run::{Job, JobContext, Progress, sync_directories};
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::format::FileName;
 use crate::format::manifest::Edit;
 use crate::io::{Signal, Step, Task, Tick};
@@ -39,6 +41,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// One flush job takes at most this many memtables.
 const FLUSH_TABLES_MAX: usize = 256;
+/// A delay shorter than this is saved up.
+const DELAY_MIN: Duration = Duration::from_millis(1);
 /// The longest that one commit is delayed while background work is behind but not stuck.
 const DELAY_MAX: Duration = Duration::from_millis(10);
 
@@ -69,6 +73,8 @@ pub(crate) struct Background {
     failure: Mutex<Option<Error>>,
     /// Bytes per second that flushes have been writing lately.
     drain_rate: AtomicU64,
+    /// Nanoseconds that writers owe for being let in while work was behind.
+    debt_ns: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -93,6 +99,7 @@ impl Background {
             segments: Mutex::default(),
             failure: Mutex::default(),
             drain_rate: AtomicU64::new(64 << 20),
+            debt_ns: AtomicU64::new(0),
         }
     }
 
@@ -221,25 +228,36 @@ impl Engine {
         self.enqueue_flush(table, view.active.clone());
     }
 
-    /// Wait for room for a commit of this size: not at all while background work keeps up, a little while it is behind, until it
-    /// is done when there is no room.
-    pub(crate) fn throttle(&self, bytes: usize) -> Result<()> {
-        match self.congestion() {
+    /// Wait for room for these writes: not at all while background work keeps up, a little while it is behind, until it is
+    /// done when there is no room.
+    pub(crate) fn throttle(&self, writes: &dyn WriteSet) -> Result<()> {
+        let congestion = || self.congestion(writes.tables());
+        match congestion() {
             Congestion::None => Ok(()),
             Congestion::Behind => {
+                // Writers owe the time that flushing their bytes takes, and pay once the debt is worth a wait.
                 let rate = self.background.drain_rate.load(Ordering::Relaxed).max(1 << 20);
-                let delay = Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / rate).min(DELAY_MAX);
-                let until = self.env.clock.tick().after(delay);
-                self.wait_for_progress(Some(until), &mut || self.congestion() != Congestion::Behind);
+                let owed_ns = (writes.bytes() as u64).saturating_mul(1_000_000_000) / rate;
+                let debt_ns = self.background.debt_ns.fetch_add(owed_ns, Ordering::Relaxed).saturating_add(owed_ns);
+                if debt_ns < DELAY_MIN.as_nanos() as u64 {
+                    return Ok(());
+                }
+                self.background.debt_ns.store(0, Ordering::Relaxed);
+                let until = self.env.clock.tick().after(Duration::from_nanos(debt_ns).min(DELAY_MAX));
+                self.wait_for_progress(Some(until), &mut || congestion() != Congestion::Behind);
                 self.check_writable()
             }
             Congestion::Full => {
+                self.events.event(&Event::StallBegan);
+                let began = self.env.clock.tick();
                 let mut failed = None;
                 self.wait_for_progress(None, &mut || {
                     failed = self.background.failure.lock().clone();
-                    failed.is_some() || self.congestion() != Congestion::Full
+                    failed.is_some() || congestion() != Congestion::Full
                 });
-                match (self.congestion(), failed) {
+                let lasted_ms = self.env.clock.tick().0.saturating_sub(began.0) / 1_000_000;
+                self.events.event(&Event::StallEnded { lasted_ms });
+                match (congestion(), failed) {
                     (Congestion::Full, Some(error)) => Err(error),
                     _ => self.check_writable(),
                 }
@@ -247,13 +265,17 @@ impl Engine {
         }
     }
 
-    fn congestion(&self) -> Congestion {
+    fn congestion(&self, tables: &[Arc<TableState>]) -> Congestion {
         let bytes = self.background.memory_bytes.load(Ordering::Relaxed);
-        let budget = self.options.write_budget_bytes;
-        if bytes < budget {
-            return Congestion::None;
+        let files = tables.iter().map(|table| table.pressure.level_zero_files()).max().unwrap_or(0);
+        let (budget, options) = (self.options.write_budget_bytes, &self.options);
+        if bytes >= budget + budget / 2 || files >= options.level_zero_stop_files {
+            Congestion::Full
+        } else if bytes >= budget || files >= options.level_zero_slow_files {
+            Congestion::Behind
+        } else {
+            Congestion::None
         }
-        if bytes < budget + budget / 2 { Congestion::Behind } else { Congestion::Full }
     }
 
     fn wait_for_progress(&self, until: Option<Tick>, ready: &mut dyn FnMut() -> bool) {
