@@ -200,6 +200,7 @@ impl Engine {
             last = last.advanced(section.writes.len() as u64).ok_or_else(sequence_exhausted)?;
         }
         let inputs: Vec<wal::SectionInput<'_>> = sections.iter().map(Section::input).collect();
+        self.background.resume();
         self.ensure_segment(writer)?;
         let point =
             self.log.append(writer, self.manifest.epoch(), first, &inputs).map_err(|error| self.poison(error))?;

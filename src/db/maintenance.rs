@@ -53,6 +53,10 @@ pub(crate) struct Background {
     /// Raised when something was done.
     progress: Signal,
     stop: AtomicBool,
+    /// No file may be written until the next commit or flush.
+    paused: AtomicBool,
+    /// Flushes and compactions that have files open for writing.
+    writing: AtomicUsize,
     /// Raised when tasks are asked to end.
     pub(super) quit: Arc<Signal>,
     /// Tables that somebody has or had a permit for since they were last put away.
@@ -89,6 +93,8 @@ impl Background {
             work: Arc::new(Signal::new()),
             progress: Signal::new(),
             stop: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            writing: AtomicUsize::new(0),
             quit: Arc::new(Signal::new()),
             in_use: Mutex::default(),
             memory_bytes: AtomicUsize::new(0),
@@ -114,6 +120,14 @@ impl Background {
         self.stop.store(true, Ordering::Release);
         self.quit.raise();
         self.wake();
+    }
+
+    /// Let background work write again.
+    pub(super) fn resume(&self) {
+        if self.paused.load(Ordering::Relaxed) {
+            self.paused.store(false, Ordering::SeqCst);
+            self.work.raise();
+        }
     }
 
     pub(super) fn stopping(&self) -> bool {
@@ -299,6 +313,7 @@ impl Engine {
 
     fn flush_tables(&self, tables: &[Arc<TableState>]) -> Result<()> {
         self.check_writable()?;
+        self.background.resume();
         {
             let _writer = self.writer.lock();
             tables.iter().for_each(|table| self.freeze(table));
@@ -339,6 +354,7 @@ impl Engine {
     }
 
     fn settle_compactions(&self) -> Result<()> {
+        self.background.resume();
         self.settle(|| {
             self.background.compacting.load(Ordering::Acquire) == 0 && self.background.compactions.lock().is_empty()
         })
@@ -352,6 +368,24 @@ impl Engine {
         }
         drop(queue);
         self.background.work.raise();
+    }
+
+    /// Close every file that is open for writing, durably.
+    pub(super) fn quiesce(&self) -> Result<()> {
+        self.check_writable()?;
+        self.background.paused.store(true, Ordering::SeqCst);
+        self.background.wake();
+        self.wait_for_progress(None, &mut || self.background.writing.load(Ordering::SeqCst) == 0);
+        let mut writer = self.writer.lock();
+        let _preparing = self.preparing.lock();
+        self.check_writable()?;
+        self.log.sync(self.log.end()).map_err(|error| self.poison(error))?;
+        if let Some(number) = self.log.retire_open_segments(&mut writer) {
+            self.manifest.append(vec![Edit::RemoveSegment { number }]).map_err(|error| self.poison(error))?;
+            self.log.remove_segments(&[number]);
+        }
+        self.manifest.retire_file(self.next_file()?);
+        Ok(())
     }
 
     /// Make sure that the next group has a segment with room. The caller is the writer.
@@ -463,6 +497,26 @@ pub(crate) struct Flusher {
     pause: Pause,
 }
 
+/// Counts its owner among those that have files open for writing, for as long as it lives.
+struct Writing(Arc<Engine>);
+
+impl Writing {
+    /// None while the store is quiet.
+    fn begin(engine: &Arc<Engine>) -> Option<Writing> {
+        // Counted first and looked second, while `quiesce` says it first and counts second: one of the two sees the other.
+        engine.background.writing.fetch_add(1, Ordering::SeqCst);
+        let writing = Writing(engine.clone());
+        (!engine.background.paused.load(Ordering::SeqCst)).then_some(writing)
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.background.writing.fetch_sub(1, Ordering::SeqCst);
+        self.0.background.progress.raise();
+    }
+}
+
 /// The memtables that one manifest append will name.
 struct FlushBatch {
     items: Vec<FlushItem>,
@@ -470,6 +524,7 @@ struct FlushBatch {
     outputs: Vec<Vec<FinishedTable>>,
     job: Option<Job>,
     began: Tick,
+    _writing: Writing,
 }
 
 impl Flusher {
@@ -496,7 +551,9 @@ impl Flusher {
         if items.is_empty() {
             return false;
         }
-        self.batch = Some(FlushBatch { items, outputs: Vec::new(), job: None, began: self.engine.env.clock.tick() });
+        let Some(writing) = Writing::begin(&self.engine) else { return false };
+        let began = self.engine.env.clock.tick();
+        self.batch = Some(FlushBatch { items, outputs: Vec::new(), job: None, began, _writing: writing });
         true
     }
 
@@ -544,6 +601,10 @@ impl Task for Flusher {
             return Step::Done;
         }
         let seen = self.engine.background.work.count();
+        if self.engine.background.paused.load(Ordering::SeqCst) {
+            self.give_up();
+            return self.engine.wait_for_work(seen, None);
+        }
         if self.batch.is_none() && !self.take_batch() {
             return self.engine.wait_for_work(seen, None);
         }
@@ -639,6 +700,7 @@ struct Running {
     claim: ClaimId,
     /// None for a move, which has nothing to do.
     job: Option<Job>,
+    _writing: Writing,
 }
 
 impl Compactor {
@@ -662,6 +724,10 @@ impl Compactor {
         }
         self.engine.acquire(table, Seat::Service)?;
         let engine = &self.engine;
+        let Some(writing) = Writing::begin(engine) else {
+            engine.enqueue_compaction(table);
+            return Ok(None);
+        };
         let (view, plan, claim, readers) = {
             let mut structure = table.structure.lock();
             let Some(view) = table.view.load_full() else { return Ok(None) };
@@ -671,12 +737,12 @@ impl Compactor {
             (view, plan, claim, readers)
         };
         if plan.is_move {
-            return Ok(Some(Running { table: table.clone(), plan, claim, job: None }));
+            return Ok(Some(Running { table: table.clone(), plan, claim, job: None, _writing: writing }));
         }
         let open = engine.readers.opener(&table.settings, &view.keys);
         let limits = grandparents(&view.version, &plan, &engine.options);
         match Job::compaction(engine.job_context(table, &view), &plan, &view.version, readers, limits, open) {
-            Ok(job) => Ok(Some(Running { table: table.clone(), plan, claim, job: Some(job) })),
+            Ok(job) => Ok(Some(Running { table: table.clone(), plan, claim, job: Some(job), _writing: writing })),
             Err(error) => {
                 table.structure.lock().busy.release(claim);
                 Err(error)
@@ -698,6 +764,15 @@ impl Compactor {
             self.engine.discard(files.iter());
         }
         installed.map(|()| true)
+    }
+
+    /// Give the running compaction up: its files are removed, and it will be planned anew.
+    fn give_up(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.table.structure.lock().busy.release(running.claim);
+            self.engine.enqueue_compaction(&running.table);
+            self.engine.background.compacting.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     /// A compaction, or the look whether there is one to do, is over.
@@ -724,13 +799,14 @@ impl Compactor {
 impl Task for Compactor {
     fn step(&mut self) -> Step {
         if self.engine.background.stopping() || self.engine.poison.get().is_some() {
-            if let Some(running) = self.running.take() {
-                running.table.structure.lock().busy.release(running.claim);
-                self.engine.background.compacting.fetch_sub(1, Ordering::AcqRel);
-            }
+            self.give_up();
             return Step::Done;
         }
         let seen = self.engine.background.work.count();
+        if self.engine.background.paused.load(Ordering::SeqCst) {
+            self.give_up();
+            return self.engine.wait_for_work(seen, None);
+        }
         let Some(mut running) = self.running.take() else {
             let Some(table) = self.take() else { return self.engine.wait_for_work(seen, None) };
             return match self.begin(&table) {
@@ -813,12 +889,13 @@ impl Task for Keeper {
         let seen = signal.count();
         engine.tick.store(engine.keys.advance());
         if engine.poison.get().is_none() {
-            if engine.log.wants_spare(engine.options.log_segment_bytes) {
+            let paused = engine.background.paused.load(Ordering::SeqCst);
+            if !paused && engine.log.wants_spare(engine.options.log_segment_bytes) {
                 // A failure here shows again, and is reported, when a commit needs the segment.
                 let _ = engine.prepare_segment();
             }
             engine.relieve_log();
-            if engine.manifest.is_long() {
+            if !paused && engine.manifest.is_long() {
                 let _ = engine
                     .next_file()
                     .and_then(|number| engine.manifest.rewrite(number))

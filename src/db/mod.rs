@@ -261,6 +261,15 @@ impl Store {
         self.engine().compact_all()
     }
 
+    /// Close every file that is open for writing, durably, so that nothing that seals is left in memory: to be called before the machine
+    /// is snapshotted **with its memory**. Otherwise two machines that go on from one snapshot would seal different data under the same key and nonce. The next write begins new files.
+    ///
+    /// # Errors
+    /// As for [`sync`](Store::sync).
+    pub fn quiesce(&self) -> Result<()> {
+        self.engine().quiesce()
+    }
+
     /// The store's durable identity.
     pub fn id(&self) -> StoreId {
         self.engine().store

@@ -76,7 +76,9 @@ fn edit(edit: &Edit) -> String {
         Edit::Store { store, lineage, created_ms, real_entropy, suite } => {
             let entropy = if *real_entropy { "the system's randomness" } else { "INJECTED randomness" };
             let lineage = hex(lineage);
-            format!("store {store}, lineage {lineage}, created at {created_ms} ms with {entropy}, sealed with {suite:?}")
+            format!(
+                "store {store}, lineage {lineage}, created at {created_ms} ms with {entropy}, sealed with {suite:?}"
+            )
         }
         Edit::SystemKey(pin) => format!("system key: {}", key_pin(pin)),
         Edit::Counters { next_file, next_slot, last_seq } => {

@@ -23,8 +23,8 @@ use crate::format::block::Block;
 use crate::format::codec::Refusal;
 use crate::format::current::Current;
 use crate::format::frame::{
-    authenticate_in_clear, Expected, FRAME_HEAD_BYTES, FileHeader, FileOpener, FrameHead, FrameKind, HEADER_BYTES, JOURNAL_HEAD_BYTES,
-    JournalHead, next_head_within, read_in_clear,
+    Expected, FRAME_HEAD_BYTES, FileHeader, FileOpener, FrameHead, FrameKind, HEADER_BYTES, JOURNAL_HEAD_BYTES,
+    JournalHead, authenticate_in_clear, next_head_within, read_in_clear,
 };
 use crate::format::keyfile::KeyFile;
 use crate::format::log::{Section, SectionReader, SegmentOpener};
@@ -278,7 +278,9 @@ impl<'a> Dump<'a> {
             FrameKind::Data | FrameKind::Index | FrameKind::IndexTop => {
                 Block::parse(payload, place).map(|block| contents::block(kind, &block, self.show_keys))
             }
-            FrameKind::Properties => Properties::decode(&payload).map(|found| contents::properties(&found)).map_err(refuse),
+            FrameKind::Properties => {
+                Properties::decode(&payload).map(|found| contents::properties(&found)).map_err(refuse)
+            }
             FrameKind::Footer => {
                 Footer::decode(&payload, HEADER_BYTES as u64).map(|found| contents::footer(&found)).map_err(refuse)
             }
@@ -412,7 +414,8 @@ impl<'a> Dump<'a> {
                 lines.push(format!("  {} {:?}: {what}", contents::key(entry.key), entry.seq));
             }
         }
-        lines[0] = format!("{puts} puts and {deletes} deletes end here: {key_bytes} bytes of keys, {value_bytes} of values");
+        lines[0] =
+            format!("{puts} puts and {deletes} deletes end here: {key_bytes} bytes of keys, {value_bytes} of values");
         Ok(lines)
     }
 

@@ -52,6 +52,8 @@ pub(crate) struct Manifest {
 struct Inner {
     state: State,
     live: LiveFile,
+    /// The live file is not to be written again; the next append begins a file of this number.
+    next_number: Option<FileNumber>,
 }
 
 /// The file that is being appended to.
@@ -85,7 +87,7 @@ impl Manifest {
         let live = LiveFile::create(&dir, &*entropy, &system, suite, number, &state)?;
         live.make_current(&dir, &*entropy, &system, suite, &state, false)?;
         let epoch = AtomicU64::new(state.epoch.0);
-        Ok(Manifest { dir, entropy, system, suite, inner: Mutex::new(Inner { state, live }), epoch })
+        Ok(Manifest { dir, entropy, system, suite, inner: Mutex::new(Inner { state, live, next_number: None }), epoch })
     }
 
     /// Epoch of the last durable group of edits.
@@ -106,6 +108,9 @@ impl Manifest {
     /// Make a group of edits durable: all of them or, if this fails, nobody knows.
     pub(crate) fn append(&self, edits: Vec<Edit>) -> Result<Epoch> {
         let mut inner = self.inner.lock();
+        if let Some(number) = inner.next_number.take() {
+            self.begin_file(&mut inner, number)?;
+        }
         let epoch = self.next_epoch(&inner)?;
         let name = FileName::Manifest(inner.live.number).path();
         let place = Where::new(&name, inner.live.sealer.len_bytes());
@@ -129,8 +134,16 @@ impl Manifest {
 
     /// Begin a new file, of this number, with the present picture, and remove the old one.
     pub(crate) fn rewrite(&self, number: FileNumber) -> Result<()> {
-        let mut inner = self.inner.lock();
-        inner.state.epoch = self.next_epoch(&inner)?;
+        self.begin_file(&mut self.inner.lock(), number)
+    }
+
+    /// Never write to the live file again: the next append begins a new one, of this number.
+    pub(crate) fn retire_file(&self, number: FileNumber) {
+        self.inner.lock().next_number = Some(number);
+    }
+
+    fn begin_file(&self, inner: &mut Inner, number: FileNumber) -> Result<()> {
+        inner.state.epoch = self.next_epoch(inner)?;
         let live = LiveFile::create(&self.dir, &*self.entropy, &self.system, self.suite, number, &inner.state)?;
         live.make_current(&self.dir, &*self.entropy, &self.system, self.suite, &inner.state, false)?;
         self.epoch.store(inner.state.epoch.0, Ordering::Release);

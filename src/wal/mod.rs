@@ -159,6 +159,13 @@ impl Log {
         shared.spare.is_none() && shared.end.end_bytes > segment_bytes / 2
     }
 
+    /// Never write to the current segment or the spare again. Returns the spare's number, if there was one.
+    pub(crate) fn retire_open_segments(&self, writer: &mut LogWriter) -> Option<FileNumber> {
+        writer.current = None;
+        let spare = self.shared.lock().spare.take()?;
+        Some(spare.number)
+    }
+
     /// Go on with the spare segment, if there is one.
     pub(crate) fn take_spare(&self, writer: &mut LogWriter) -> bool {
         let mut shared = self.shared.lock();

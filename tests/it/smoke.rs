@@ -47,3 +47,39 @@ fn what_was_written_is_read_back_after_reopening() {
         }
     }
 }
+
+#[test]
+fn after_quiesce_every_write_goes_to_new_files() {
+    // Two machines resumed from one memory snapshot would otherwise seal different data under one key and nonce.
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let kms = LocalKms::create(folder.path().join("keyring"), Unlock::key(|key| key.fill(7))).unwrap();
+    let store = Store::builder(&data).key_provider(kms.clone()).options(small()).create().unwrap();
+    let table = store.create_table("t", TableOptions::new().block_bytes(256)).unwrap();
+    let files = || {
+        let mut files = std::collections::BTreeMap::new();
+        for directory in ["wal", "manifest"] {
+            for entry in std::fs::read_dir(data.join(directory)).unwrap() {
+                let entry = entry.unwrap();
+                files.insert(entry.path(), std::fs::read(entry.path()).unwrap());
+            }
+        }
+        files
+    };
+    for round in 0..3 {
+        for i in 0..300 {
+            table.put(format!("{i}"), format!("{round}")).unwrap();
+        }
+        store.quiesce().unwrap();
+        let before = files();
+        table.put("after", "quiesce").unwrap();
+        store.flush().unwrap();
+        for (path, bytes) in files() {
+            assert!(before.get(&path).is_none_or(|old| *old == bytes), "{} was written to again", path.display());
+        }
+    }
+    store.close().unwrap();
+    drop((table, store));
+    let store = Store::builder(&data).key_provider(kms).options(small()).open().unwrap();
+    assert_eq!(store.table("t").unwrap().iter().count(), 301);
+}
