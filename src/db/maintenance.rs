@@ -578,7 +578,9 @@ impl Flusher {
                 // The service's own permission: a user's revocation does not stop maintenance.
                 self.engine.acquire(&item.table, Seat::Service)?;
                 let readers = self.engine.moments.readers(&self.engine.visible);
-                let context = self.engine.job_context(&item.table, &view);
+                let mut context = self.engine.job_context(&item.table, &view);
+                // One file: every file of level 0 counts.
+                context.file_bytes = u64::MAX;
                 batch.job = Some(Job::flush(context, std::slice::from_ref(&item.memory.table), readers));
             }
             None => batch.outputs.push(Vec::new()),

@@ -20,6 +20,9 @@
 
 pub(crate) mod replay;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 

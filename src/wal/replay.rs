@@ -83,6 +83,12 @@ pub(crate) fn replay(
     {
         return Err(hole.damage());
     }
+    // A segment that was cut between two groups has no hole, but ends before what is attested.
+    let ends = walk.found.ends.iter().map(|(&segment, &(end_bytes, _))| LogPoint { segment, end_bytes });
+    let cut = |end: &LogPoint| end.segment == walk.attested.segment && end.end_bytes < walk.attested.end_bytes;
+    if let Some(point) = ends.into_iter().find(cut) {
+        return Err(Hole { point }.damage());
+    }
     Ok(walk.found)
 }
 

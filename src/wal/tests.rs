@@ -1,0 +1,233 @@
+//! Where the log ends, and why: each kind of missing or damaged byte, judged with the system key alone.
+
+use std::path::PathBuf;
+
+use super::replay::{Replayed, SegmentInput, replay};
+use super::*;
+use crate::crypto::Secret;
+use crate::error::ErrorKind;
+use crate::io::Vfs;
+use crate::io::mem::MemVfs;
+use crate::io::sim::Simulation;
+use crate::types::{StoreId, TableId};
+
+const STORE: StoreId = StoreId::from_bytes([9; 16]);
+
+/// A log on a disk that tests can damage.
+struct World {
+    disk: Arc<MemVfs>,
+    dir: Arc<Directory>,
+    system: Arc<TableKey>,
+    table: TableKey,
+    log: Log,
+    writer: LogWriter,
+    segments: Vec<SegmentInput>,
+    next_seq: u64,
+}
+
+impl World {
+    fn new() -> World {
+        let world = Simulation::new(1);
+        let disk = world.vfs.clone();
+        let root = PathBuf::from("/store");
+        disk.create_dir(&root).unwrap();
+        let dir = Arc::new(Directory::new(disk.clone(), root));
+        dir.ensure_dir("wal").unwrap();
+        let key = |table, fill: u8| TableKey::new(Secret::fill_with(|key| key.fill(fill)), STORE, table, Generation(1));
+        let system = Arc::new(key(TableId::SYSTEM, 1));
+        let table = key(TableId::from_bytes([2; 16]), 2);
+        let (log, writer) = Log::new(
+            dir.clone(),
+            world.entropy.clone(),
+            system.clone(),
+            Suite::Aes256Gcm,
+            BTreeMap::new(),
+            Tag::default(),
+        );
+        let mut made = World { disk, dir, system, table, log, writer, segments: Vec::new(), next_seq: 1 };
+        made.begin_segment();
+        made
+    }
+
+    fn begin_segment(&mut self) {
+        let number = FileNumber(self.segments.len() as u64 + 1);
+        let segment = self.log.create_segment(number).unwrap();
+        self.segments.push(SegmentInput { number, salt: segment.salt(), end: None });
+        self.log.offer_spare(segment);
+        assert!(self.log.take_spare(&mut self.writer));
+    }
+
+    /// One group with one entry; where it ends.
+    fn commit(&mut self) -> LogPoint {
+        let first_seq = Seq::new(self.next_seq).unwrap();
+        self.next_seq += 1;
+        let ops = [Op { kind: Kind::Put, key: b"key", value: b"value" }];
+        let input =
+            SectionInput { slot: Slot(1), suite: Suite::ChaCha20Poly1305, key: &self.table, first_seq, ops: &ops };
+        self.log.append(&mut self.writer, Epoch(5), first_seq, &[input]).unwrap()
+    }
+
+    fn sync_and_mark(&mut self) -> LogPoint {
+        self.log.sync(self.log.end()).unwrap();
+        let synced = self.log.synced();
+        self.log.mark(&mut self.writer, Epoch(5), Seq::new(self.next_seq).unwrap()).unwrap();
+        synced
+    }
+
+    fn path(&self, segment: u64) -> PathBuf {
+        self.dir.path(&FileName::Log(FileNumber(segment)).path())
+    }
+
+    fn flip(&self, segment: u64, offset_bytes: u64) {
+        let bytes = self.disk.read(&self.path(segment)).unwrap();
+        self.disk.overwrite(&self.path(segment), offset_bytes, &[bytes[offset_bytes as usize] ^ 1]).unwrap();
+    }
+
+    /// Shorten the first segment.
+    fn cut(&self, len_bytes: u64) {
+        self.disk.truncate(self.path(1), len_bytes as usize).unwrap();
+    }
+
+    fn replay_from(&self, attested: LogPoint, closed: bool) -> Result<Replayed> {
+        replay(&self.dir, &self.system, &self.segments, attested, closed)
+    }
+
+    fn replay(&self) -> Result<Replayed> {
+        self.replay_from(LogPoint::default(), false)
+    }
+
+    fn last_seq(&self) -> u64 {
+        self.replay().unwrap().last_seq.get()
+    }
+}
+
+#[test]
+fn a_whole_log_is_read_to_its_end() {
+    let mut world = World::new();
+    for _ in 0..3 {
+        world.commit();
+    }
+    world.begin_segment();
+    let end = world.commit();
+    let found = world.replay_from(LogPoint::default(), true).unwrap();
+    assert_eq!((found.last_seq.get(), found.end, found.epoch), (4, end, Epoch(5)));
+    assert_eq!((found.discarded_bytes, found.last_tag), (0, world.writer.last_tag()));
+    assert_eq!(found.sections[&Slot(1)].len(), 4);
+}
+
+#[test]
+fn a_torn_group_that_nothing_attests_ends_the_log() {
+    // Refusing to open after every power cut would be as bad as losing what was synced.
+    let mut world = World::new();
+    let before = world.commit();
+    let end = world.commit();
+    for len in before.end_bytes + 1..end.end_bytes {
+        world.cut(len);
+        let found = world.replay().unwrap();
+        assert_eq!((found.last_seq.get(), found.end), (1, before));
+        assert_eq!(found.discarded_bytes, len - before.end_bytes);
+    }
+}
+
+#[test]
+fn every_damaged_byte_before_a_mark_is_an_error() {
+    // RocksDB and LevelDB lose acknowledged commits here without a word.
+    let mut world = World::new();
+    world.commit();
+    world.commit();
+    let synced = world.sync_and_mark();
+    for offset in 0..synced.end_bytes {
+        world.flip(1, offset);
+        assert!(world.replay().is_err(), "byte {offset}");
+        world.flip(1, offset);
+    }
+    assert_eq!(world.last_seq(), 2);
+}
+
+#[test]
+fn the_manifest_attests_where_the_marks_are_gone() {
+    let mut world = World::new();
+    let first = world.commit();
+    let second = world.commit();
+    world.flip(1, first.end_bytes + 30);
+    assert_eq!(world.replay_from(first, false).unwrap().last_seq.get(), 1);
+    assert_eq!(world.replay_from(second, false).unwrap_err().kind(), ErrorKind::BitRot);
+}
+
+#[test]
+fn a_log_cut_between_two_groups_before_an_attested_point_is_an_error() {
+    // A cut at a group's end leaves no hole; what is missing was acknowledged as durable all the same.
+    let mut world = World::new();
+    let first = world.commit();
+    let second = world.commit();
+    world.cut(first.end_bytes);
+    assert_eq!(world.replay_from(first, false).unwrap().last_seq.get(), 1);
+    assert_eq!(world.replay_from(second, false).unwrap_err().kind(), ErrorKind::BitRot);
+}
+
+#[test]
+fn a_missing_tail_of_an_older_segment_ends_the_log_there() {
+    // What lies in the newer segment came later, so it may not be applied without what came before it.
+    let mut world = World::new();
+    let first = world.commit();
+    world.commit();
+    world.begin_segment();
+    world.commit();
+    world.cut(first.end_bytes);
+    let found = world.replay().unwrap();
+    assert_eq!((found.last_seq.get(), found.end), (1, first));
+    assert_eq!(found.discarded_segments, [FileNumber(2)]);
+    // Unless the newer segment says that the older one was durable.
+    let mut world = World::new();
+    let first = world.commit();
+    world.commit();
+    world.begin_segment();
+    world.sync_and_mark();
+    world.commit();
+    world.cut(first.end_bytes);
+    assert_eq!(world.replay().unwrap_err().kind(), ErrorKind::BitRot);
+}
+
+#[test]
+fn a_decided_end_is_insisted_on() {
+    let mut world = World::new();
+    world.commit();
+    let end = world.commit();
+    world.segments[0].end = Some((end.end_bytes, world.writer.last_tag()));
+    assert_eq!(world.last_seq(), 2);
+    // Bytes behind it were discarded once already.
+    let mut longer = world.disk.read(&world.path(1)).unwrap();
+    longer.extend_from_slice(&[7; 100]);
+    world.disk.plant(&world.path(1), &longer).unwrap();
+    assert_eq!(world.last_seq(), 2);
+    world.cut(end.end_bytes - 1);
+    assert!(world.replay().is_err());
+    world.segments[0].end = Some((end.end_bytes, [0; 16]));
+    world.disk.plant(&world.path(1), &longer).unwrap();
+    assert!(world.replay().is_err(), "another last tag");
+}
+
+#[test]
+fn a_hole_after_a_clean_close_is_an_error() {
+    let mut world = World::new();
+    let end = world.commit();
+    world.cut(end.end_bytes - 1);
+    assert!(world.replay_from(LogPoint::default(), false).is_ok());
+    assert_eq!(world.replay_from(LogPoint::default(), true).unwrap_err().kind(), ErrorKind::BitRot);
+}
+
+#[test]
+fn a_group_taken_out_or_played_again_is_tampering() {
+    let mut world = World::new();
+    let first = world.commit();
+    let second = world.commit();
+    world.commit();
+    let bytes = world.disk.read(&world.path(1)).unwrap();
+    let (first, second) = (first.end_bytes as usize, second.end_bytes as usize);
+    let without = [&bytes[..first], &bytes[second..]].concat();
+    let twice = [&bytes[..second], &bytes[first..]].concat();
+    for changed in [without, twice] {
+        world.disk.plant(&world.path(1), &changed).unwrap();
+        assert_eq!(world.replay().unwrap_err().kind(), ErrorKind::Tampering);
+    }
+}
