@@ -348,6 +348,3 @@ impl Source {
         Where::new(&self.name, offset_bytes).bit_rot("the file has become shorter since it was opened")
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -165,6 +165,13 @@ impl Verifier<'_> {
     ) -> Result<Option<(KeyBroker, SystemKey)>> {
         let file = match SystemFile::read(self.dir) {
             Ok(file) => file,
+            Err(Error::NotAStore { .. }) => {
+                // There is more in the directory, or this would have ended earlier.
+                for name in [FileName::SystemKey, FileName::Current] {
+                    self.damage(Error::MissingFile { file: name.path() });
+                }
+                return Ok(None);
+            }
             Err(error) => {
                 self.damage(error);
                 return Ok(None);

@@ -1,5 +1,6 @@
 //! One test binary with a module per promise.
 #![allow(clippy::disallowed_methods, reason = "tests prepare and inspect files as a user or an attacker would")]
 
+mod inspect;
 mod layers;
 mod smoke;
