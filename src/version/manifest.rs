@@ -408,3 +408,6 @@ impl Picture {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
