@@ -78,3 +78,8 @@ pub use value::Value;
 #[cfg(debug_assertions)]
 #[doc(hidden)]
 pub use crypto::audit as crypto_audit;
+
+/// The example of the README compiles, too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

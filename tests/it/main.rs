@@ -1,6 +1,7 @@
 //! One test binary with a module per promise.
 #![allow(clippy::disallowed_methods, reason = "tests prepare and inspect files as a user or an attacker would")]
 
+mod cli;
 mod inspect;
 mod layers;
 mod smoke;
