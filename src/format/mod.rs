@@ -43,7 +43,7 @@ pub(crate) mod table;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub(crate) use codec::Where;
 

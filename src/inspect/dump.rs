@@ -378,7 +378,7 @@ impl<'a> Dump<'a> {
                 if let Some(found) = sections.iter().find(named) {
                     *section = None;
                     let key = self.section_key(found)?;
-                    *section = Some(SectionReader::new(opener.table_key(&key, found.suite), found));
+                    *section = Some(Box::new(SectionReader::new(opener.table_key(&key, found.suite), found)));
                 }
                 match section {
                     Some(section) => opens(self.entries(section, frame, place)?),
@@ -441,10 +441,10 @@ enum Reader {
         pending: Wiped,
     },
     Log {
-        opener: SegmentOpener,
+        opener: Box<SegmentOpener>,
         /// Those of the last envelope.
         sections: Vec<Section>,
-        section: Option<SectionReader>,
+        section: Option<Box<SectionReader>>,
     },
 }
 
@@ -454,7 +454,11 @@ impl Reader {
     }
 
     fn log(opener: Option<SegmentOpener>) -> Reader {
-        opener.map_or(Reader::Sealed, |opener| Reader::Log { opener, sections: Vec::new(), section: None })
+        opener.map_or(Reader::Sealed, |opener| Reader::Log {
+            opener: Box::new(opener),
+            sections: Vec::new(),
+            section: None,
+        })
     }
 
     /// Forget what was begun before a hole.

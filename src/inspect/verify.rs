@@ -275,7 +275,7 @@ impl Verifier<'_> {
 
     /// Walk through the segments as far as they count.
     fn segments(&mut self, found: &Found, log: &Replayed) {
-        let closed_in = found.state.segments.iter().filter(|(_, segment)| segment.end.is_some()).next_back();
+        let closed_in = found.state.segments.iter().rfind(|(_, segment)| segment.end.is_some());
         let closed_in = closed_in.map(|(&number, _)| number).filter(|_| found.closed);
         let mut frames = 0;
         for &number in found.state.segments.keys() {

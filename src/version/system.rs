@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use crate::crypto::{Suite, TableKey};
+use crate::crypto::TableKey;
 use crate::error::{Error, Result};
 use crate::format::keyfile::{KEY_FILE_BYTES_MAX, KeyFile, OpenedKeyFile, SystemKeyFile};
 use crate::format::manifest::KeyPin;
@@ -33,8 +33,6 @@ pub(crate) struct SystemFile {
 pub(crate) struct SystemKey {
     /// The store.
     pub(crate) store: StoreId,
-    /// How the store's own metadata is sealed.
-    pub(crate) suite: Suite,
     /// Every generation that is wrapped in the file.
     pub(crate) keys: KeySet,
     /// The generation that seals now.
@@ -75,7 +73,7 @@ impl SystemFile {
     pub(crate) fn unlock(self, broker: &KeyBroker) -> Result<SystemKey> {
         let place = Where::new(&self.name, 0);
         let header = self.file.header();
-        let (store, suite, generation) = (header.store, header.suite, header.generation);
+        let (store, generation) = (header.store, header.generation);
         let record = self.file.unauthenticated();
         if record.table != TableId::SYSTEM {
             return Err(place.tampered("it is a table's key file"));
@@ -85,7 +83,7 @@ impl SystemFile {
             keys.generation(generation).ok_or_else(|| place.tampered("it does not hold the key that seals it"))?;
         let key = key.clone();
         let file = self.file.authenticate(&key, &place)?;
-        Ok(SystemKey { store, suite, keys, key, file })
+        Ok(SystemKey { store, keys, key, file })
     }
 }
 
@@ -149,4 +147,56 @@ pub(crate) fn check_pin(pin: &KeyPin, opened: &OpenedKeyFile, place: &Where<'_>)
         }
     }
     Ok(pinned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{Commitment, Suite};
+    use crate::format::keyfile::{KeyState, MasterKind, Wrap};
+    use crate::format::testing::{Counting, TABLE, system_key};
+    use crate::types::Generation;
+
+    fn commitment(generation: u32) -> Commitment {
+        Commitment::from_bytes([generation as u8; 32])
+    }
+
+    /// A key file of this version that wraps these generations.
+    fn file(version: u64, generations: &[u32]) -> OpenedKeyFile {
+        let wrap = |&generation: &u32| Wrap {
+            generation: Generation(generation),
+            key_arn: "arn".to_owned(),
+            context: Vec::new(),
+            wrapped: vec![1],
+            commitment: commitment(generation),
+            created_ms: version,
+            retired: false,
+        };
+        let (state, master) = (KeyState::Active, MasterKind::Owned);
+        let wraps = generations.iter().map(wrap).collect();
+        let record = KeyFile { table: TABLE, version, state, since_ms: 0, master, wraps };
+        let (bytes, _) = record.seal(&system_key(), Suite::Aes256Gcm, &Counting::default()).unwrap();
+        KeyFile::open(&bytes, &system_key(), TABLE, &Where::new("keys", 0)).unwrap()
+    }
+
+    fn pin(file: &OpenedKeyFile, generations: &[u32]) -> KeyPin {
+        let generations = generations.iter().map(|&one| (Generation(one), commitment(one))).collect();
+        KeyPin { version: file.record.version, tag: file.tag, generations }
+    }
+
+    #[test]
+    fn a_key_file_counts_if_it_is_the_pinned_one_or_the_next_with_all_keys_that_are_in_use() {
+        // An older file would bring back a key that was taken out; a file without a key in use would lose what is sealed under it.
+        let pinned = file(5, &[1, 2]);
+        let pin = pin(&pinned, &[1, 2]);
+        let check = |file: &OpenedKeyFile| check_pin(&pin, file, &Where::new("keys", 0)).ok();
+        assert_eq!(check(&pinned), Some(Pinned::Same));
+        assert_eq!(check(&file(6, &[1, 2, 3])), Some(Pinned::Next));
+        for other in [file(5, &[1, 2, 3]), file(4, &[1, 2]), file(7, &[1, 2, 3]), file(6, &[2, 3]), file(6, &[1])] {
+            assert_eq!(check(&other), None, "{other:?}");
+        }
+        let mut exchanged = pin.clone();
+        exchanged.generations[1].1 = commitment(9);
+        assert!(check_pin(&exchanged, &pinned, &Where::new("keys", 0)).is_err());
+    }
 }

@@ -1,15 +1,15 @@
 //! Whoever keeps data for years must hear of every byte that changed, with the keys and without them, and asking must change nothing.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use strongroom::inspect::{self, DumpOptions, Inspection, ScrubReport, VerifyReport};
 use strongroom::io::Environment;
 use strongroom::io::mem::{Loss, MemVfs};
 use strongroom::keys::KeyProvider;
-use strongroom::{Durability, Error, ErrorKind, LocalKms, MasterKey, Store, StoreOptions, Table, TableOptions, Unlock};
+use strongroom::{Durability, Error, ErrorKind, LocalKms, MasterKey, Store, Table, TableOptions, Unlock};
 
 const PATH: &str = "/store";
 
@@ -56,13 +56,10 @@ impl Closed {
     }
 
     fn builder(&self) -> strongroom::Builder {
-        let mut options = StoreOptions::default();
-        options.memtable_bytes = 64 << 10;
         Store::builder(PATH)
             .shared_key_provider(self.kms.clone())
             .owned_key_provider(self.owned.clone())
             .environment(Closed::world(&self.vfs))
-            .options(options)
     }
 
     fn inspection(&self, vfs: &MemVfs) -> Inspection {
@@ -342,19 +339,27 @@ fn a_directory_that_is_no_store_stays_as_it_is() {
     assert_eq!(names, ["file"]);
 }
 
-/// Path, bytes and time of every file and directory.
-fn picture(folder: &Path) -> BTreeMap<PathBuf, (Option<Vec<u8>>, SystemTime)> {
+/// Seconds and nanoseconds of the last change.
+fn modified(path: &Path) -> (i64, i64) {
+    let metadata = path.metadata().unwrap();
+    (metadata.mtime(), metadata.mtime_nsec())
+}
+
+/// Bytes, if it is a file, and the time of the last change.
+type Entry = (Option<Vec<u8>>, (i64, i64));
+
+/// Every file and directory.
+fn picture(folder: &Path) -> BTreeMap<PathBuf, Entry> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        found.insert(folder.clone(), (None, folder.metadata().unwrap().modified().unwrap()));
+        found.insert(folder.clone(), (None, modified(&folder)));
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
             } else {
-                let modified = path.metadata().unwrap().modified().unwrap();
-                found.insert(path.clone(), (Some(std::fs::read(&path).unwrap()), modified));
+                found.insert(path.clone(), (Some(std::fs::read(&path).unwrap()), modified(&path)));
             }
         }
     }
