@@ -181,6 +181,7 @@ impl Engine {
         let in_use: Vec<_> = self.background.in_use.lock().values().cloned().collect();
         for table in in_use {
             for seat in Seat::ALL {
+                table.lease.note_use(seat, now);
                 if table.lease.refresh_due(seat, now) {
                     // What came of it is told as an event; the permit itself says what it means.
                     let _ = self.keys.refresh(&table.lease, seat, &|| self.read_key_file(table.slot, table.id));

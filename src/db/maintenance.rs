@@ -721,11 +721,14 @@ impl Compactor {
 
     /// Begin the compaction that a table needs most, if any.
     fn begin(&self, table: &Arc<TableState>) -> Result<Option<Running>> {
-        if table.is_dropped() || table.view.load().is_none() {
+        let engine = &self.engine;
+        let Some(view) = table.view.load_full().filter(|_| !table.is_dropped()) else { return Ok(None) };
+        let readers = engine.moments.readers(&engine.visible);
+        // The provider is not asked for a table that needs nothing.
+        if plan(&view.version, &engine.options, &table.structure.lock().busy, &readers).is_none() {
             return Ok(None);
         }
-        self.engine.acquire(table, Seat::Service)?;
-        let engine = &self.engine;
+        engine.acquire(table, Seat::Service)?;
         let Some(writing) = Writing::begin(engine) else {
             engine.enqueue_compaction(table);
             return Ok(None);

@@ -13,7 +13,7 @@
 //! deadline with the store's time, which costs one load beside the one of the time. Under traffic the permit is renewed
 //! in the background shortly before its end; without traffic it is not, and the next use unwraps again.
 //!
-//! The deadline's lowest bit says whether the permit was used since it began. So a use that finds it set writes nothing, and
+//! The deadline's lowest bit says whether the permit was used since use was last noted. So a use that finds it set writes nothing, and
 //! the line of memory is shared by all cores.
 //!
 //! # One request at a time
@@ -150,9 +150,14 @@ struct Permit {
     /// Nanoseconds of store time; the lowest bit is [`USED`].
     deadline: AtomicU64,
     refresh_at: AtomicU64,
+    /// When use was last noted, in nanoseconds of store time.
+    used_at: AtomicU64,
 }
 
 const USED: u64 = 1;
+/// A table that was used this recently has traffic: its permit is renewed. One that was not is left to end, five minutes after
+/// its keys were last asked for.
+const TRAFFIC: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 struct Requests {
@@ -256,11 +261,20 @@ impl TableLease {
         self.grant(&mut requests, seat, terms, sent, unwrapped)
     }
 
-    /// Whether this permit should be renewed now: it lasts, was used, and is about to end.
+    /// Note whether a permit was used since this was last asked. To be called a few times a second while the table is in use.
+    pub(crate) fn note_use(&self, seat: Seat, now: Tick) {
+        let permit = &self.permits[seat as usize];
+        if permit.deadline.fetch_and(!USED, Ordering::Relaxed) & USED != 0 {
+            permit.used_at.store(now.0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether this permit should be renewed now: it lasts, is in use, and is about to end.
     pub(crate) fn refresh_due(&self, seat: Seat, now: Tick) -> bool {
         let permit = &self.permits[seat as usize];
         let word = permit.deadline.load(Ordering::Acquire);
-        now.0 < word && word & USED != 0 && now.0 >= permit.refresh_at.load(Ordering::Relaxed)
+        let used = word & USED != 0 || now <= Tick(permit.used_at.load(Ordering::Relaxed)).after(TRAFFIC);
+        now.0 < word && used && now.0 >= permit.refresh_at.load(Ordering::Relaxed)
     }
 
     /// Renew a permit that is due. For the background: no lock may be held by the caller.
