@@ -12,8 +12,8 @@
 //!   more than twice its picture is replaced by a new one.
 //! - After a clean close `CURRENT` says where the file ends; any missing byte is then an error.
 //!
-//! An error in [`Manifest::append`] leaves the file's end unknown. The caller must not use the manifest again: only reading it
-//! anew can tell what is true.
+//! An error in [`Manifest::append`] leaves the file's end unknown: every further call fails, and only reading the manifest anew
+//! can tell what is true. After [`Manifest::close`] every further call fails, too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,6 +54,22 @@ struct Inner {
     live: LiveFile,
     /// The live file is not to be written again; the next append begins a file of this number.
     next_number: Option<FileNumber>,
+    /// Why nothing more may be written: the store was closed, or a write failed. Kept here and not left to the callers, because
+    /// those who wait for the lock meanwhile have asked already.
+    ended: Option<Error>,
+}
+
+impl Inner {
+    fn check(&self) -> Result<()> {
+        self.ended.clone().map_or(Ok(()), Err)
+    }
+
+    fn end_if_failed<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        if let Err(error) = &outcome {
+            self.ended = Some(error.clone());
+        }
+        outcome
+    }
 }
 
 /// The file that is being appended to.
@@ -87,7 +103,8 @@ impl Manifest {
         let live = LiveFile::create(&dir, &*entropy, &system, suite, number, &state)?;
         live.make_current(&dir, &*entropy, &system, suite, &state, false)?;
         let epoch = AtomicU64::new(state.epoch.0);
-        Ok(Manifest { dir, entropy, system, suite, inner: Mutex::new(Inner { state, live, next_number: None }), epoch })
+        let inner = Mutex::new(Inner { state, live, next_number: None, ended: None });
+        Ok(Manifest { dir, entropy, system, suite, inner, epoch })
     }
 
     /// Epoch of the last durable group of edits.
@@ -107,11 +124,20 @@ impl Manifest {
 
     /// Make a group of edits durable: all of them or, if this fails, nobody knows.
     pub(crate) fn append(&self, edits: Vec<Edit>) -> Result<Epoch> {
-        let mut inner = self.inner.lock();
+        self.append_to(&mut self.inner.lock(), edits)
+    }
+
+    fn append_to(&self, inner: &mut Inner, edits: Vec<Edit>) -> Result<Epoch> {
+        inner.check()?;
+        let outcome = self.try_append(inner, edits);
+        inner.end_if_failed(outcome)
+    }
+
+    fn try_append(&self, inner: &mut Inner, edits: Vec<Edit>) -> Result<Epoch> {
         if let Some(number) = inner.next_number.take() {
-            self.begin_file(&mut inner, number)?;
+            self.begin_file(inner, number)?;
         }
-        let epoch = self.next_epoch(&inner)?;
+        let epoch = self.next_epoch(inner)?;
         let name = FileName::Manifest(inner.live.number).path();
         let place = Where::new(&name, inner.live.sealer.len_bytes());
         // An edit that does not follow is a mistake of this program. It must not reach the disk, so the picture is
@@ -134,7 +160,10 @@ impl Manifest {
 
     /// Begin a new file, of this number, with the present picture, and remove the old one.
     pub(crate) fn rewrite(&self, number: FileNumber) -> Result<()> {
-        self.begin_file(&mut self.inner.lock(), number)
+        let mut inner = self.inner.lock();
+        inner.check()?;
+        let outcome = self.begin_file(&mut inner, number);
+        inner.end_if_failed(outcome)
     }
 
     /// Never write to the live file again: the next append begins a new one, of this number.
@@ -155,8 +184,10 @@ impl Manifest {
 
     /// Record that the log ends here and that nothing more will be written, here and in `CURRENT`.
     pub(crate) fn close(&self, segment: FileNumber, end: SegmentEnd, seq: Seq) -> Result<()> {
-        self.append(vec![Edit::CleanClose { segment, end_bytes: end.end_bytes, tag: end.tag, seq }])?;
-        let inner = self.inner.lock();
+        let inner = &mut *self.inner.lock();
+        self.append_to(inner, vec![Edit::CleanClose { segment, end_bytes: end.end_bytes, tag: end.tag, seq }])?;
+        // With a byte more, CURRENT would call the file damaged.
+        inner.ended = Some(Error::Closed);
         // The mark behind the last group is part of the length that CURRENT will insist on.
         inner.live.sync()?;
         inner.live.make_current(&self.dir, &*self.entropy, &self.system, self.suite, &inner.state, true)

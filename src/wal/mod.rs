@@ -65,8 +65,9 @@ pub(crate) struct Log {
     system: Arc<TableKey>,
     suite: Suite,
     shared: Mutex<Shared>,
-    /// Held while files are synced, so that those who come meanwhile share the next sync.
-    syncing: Mutex<()>,
+    /// Held while files are synced, so that those who come meanwhile share the next sync. Keeps why a sync failed: the
+    /// system tells of lost pages once, and would call the next sync of the same file a success.
+    syncing: Mutex<Option<Error>>,
 }
 
 struct Shared {
@@ -137,9 +138,16 @@ impl Log {
         let mut header = Vec::new();
         let sealer = SegmentSealer::create(&self.system, self.suite, number, &*self.entropy, &mut header)?;
         let file = self.dir.create(&name)?;
-        file.write_all_at(&header, 0).map_err(|error| refused("write", &name, error))?;
-        file.sync().map_err(|error| refused("sync", &name, error))?;
-        self.dir.sync_dir("wal")?;
+        let written = file
+            .write_all_at(&header, 0)
+            .map_err(|error| refused("write", &name, error))
+            .and_then(|()| file.sync().map_err(|error| refused("sync", &name, error)))
+            .and_then(|()| self.dir.sync_dir("wal"));
+        if let Err(error) = written {
+            // Nobody knows it yet. It is tried again with another number, many times perhaps while the disk is full.
+            let _ = self.dir.remove(&name);
+            return Err(error);
+        }
         let file = Arc::new(PlainLogFile(file));
         Ok(OpenSegment { number, file, sealer, sections: HashMap::new(), end_bytes: header.len() as u64 })
     }
@@ -252,12 +260,22 @@ impl Log {
         self.shared.lock().synced >= point
     }
 
-    /// Make everything before `point` durable, older segments first. After an error nobody knows what is.
+    /// Make everything before `point` durable, older segments first. After an error nobody knows what is, and every further
+    /// call fails.
     pub(crate) fn sync(&self, point: LogPoint) -> Result<()> {
-        let _turn = self.syncing.lock();
+        let mut failed = self.syncing.lock();
         if self.is_synced(point) {
             return Ok(());
         }
+        if let Some(error) = &*failed {
+            return Err(error.clone());
+        }
+        let outcome = self.sync_all();
+        *failed = outcome.as_ref().err().cloned();
+        outcome
+    }
+
+    fn sync_all(&self) -> Result<()> {
         // What is written by now is synced along with what was asked for.
         let files: Vec<(FileNumber, Arc<dyn LogFile>, u64)> = {
             let shared = self.shared.lock();

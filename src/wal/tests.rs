@@ -7,6 +7,7 @@ use super::*;
 use crate::crypto::Secret;
 use crate::error::ErrorKind;
 use crate::io::Vfs;
+use crate::io::fault::{FaultVfs, Operation, Rule};
 use crate::io::mem::MemVfs;
 use crate::io::sim::Simulation;
 use crate::types::{StoreId, TableId};
@@ -230,4 +231,37 @@ fn a_group_taken_out_or_played_again_is_tampering() {
         world.disk.plant(&world.path(1), &changed).unwrap();
         assert_eq!(world.replay().unwrap_err().kind(), ErrorKind::Tampering);
     }
+}
+
+#[test]
+fn a_sync_that_failed_is_never_said_to_have_succeeded() {
+    // The system reports lost pages once. Whoever asks a second time must not be told that his commit is durable.
+    let mut world = World::new();
+    let faulty = FaultVfs::new(world.disk.clone());
+    world.dir = Arc::new(Directory::new(Arc::new(faulty.clone()), PathBuf::from("/store")));
+    let entropy = Simulation::new(2).entropy;
+    let suite = Suite::Aes256Gcm;
+    (world.log, world.writer) =
+        Log::new(world.dir.clone(), entropy, world.system.clone(), suite, BTreeMap::new(), Tag::default());
+    world.begin_segment();
+    let point = world.commit();
+    faulty.inject(Rule::on(Operation::Sync));
+    assert!(world.log.sync(point).is_err());
+    assert!(world.log.sync(point).is_err());
+    assert!(!world.log.is_synced(point));
+}
+
+#[test]
+fn a_segment_that_cannot_be_made_leaves_no_file() {
+    // On a full disk it is tried several times a second, each time under another number.
+    let mut world = World::new();
+    let faulty = FaultVfs::new(world.disk.clone());
+    world.dir = Arc::new(Directory::new(Arc::new(faulty.clone()), PathBuf::from("/store")));
+    let entropy = Simulation::new(2).entropy;
+    let suite = Suite::Aes256Gcm;
+    (world.log, world.writer) =
+        Log::new(world.dir.clone(), entropy, world.system.clone(), suite, BTreeMap::new(), Tag::default());
+    faulty.inject(Rule::on(Operation::Write));
+    assert!(world.log.create_segment(FileNumber(7)).is_err());
+    assert_eq!(world.dir.list("wal").unwrap().len(), 1, "the one that was there before");
 }

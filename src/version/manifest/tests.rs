@@ -8,6 +8,7 @@ use crate::error::ErrorKind;
 use crate::format::keyfile::MasterKind;
 use crate::format::manifest::{KeyPin, TableRecord};
 use crate::io::Vfs;
+use crate::io::fault::{FaultVfs, Operation, Rule};
 use crate::io::mem::MemVfs;
 use crate::io::sim::Simulation;
 use crate::options::Compression;
@@ -172,4 +173,40 @@ fn a_new_file_says_the_same_and_the_old_one_goes() {
     world.manifest.retire_file(FileNumber(9));
     world.add_table(5);
     assert_eq!((world.manifest.number(), world.tables()), (FileNumber(9), 5));
+}
+
+#[test]
+fn nothing_is_appended_behind_a_failed_write() {
+    // A group behind the gap would attest the gap as durable, and the store would never open again.
+    let mut world = World::new();
+    let faulty = FaultVfs::new(world.disk.clone());
+    let dir = Arc::new(Directory::new(Arc::new(faulty.clone()), PathBuf::from("/store")));
+    let state = world.read().unwrap().state;
+    let entropy = Simulation::new(4).entropy;
+    let suite = Suite::Aes256Gcm;
+    world.manifest = Manifest::create(dir, entropy, world.system.clone(), suite, FileNumber(2), state).unwrap();
+    world.add_table(1);
+    for operation in [Operation::Write, Operation::Sync] {
+        faulty.inject(Rule::on(operation).path(|path| path.extension().is_some_and(|end| end == "manifest")));
+        let counters =
+            || Edit::Counters { next_file: FileNumber(9), next_slot: Slot(9), last_seq: crate::types::Seq::ZERO };
+        assert!(world.manifest.append(vec![counters()]).is_err());
+        assert!(world.manifest.append(vec![counters()]).is_err(), "the second caller hears of it as well");
+        assert!(world.manifest.rewrite(FileNumber(3)).is_err());
+        assert_eq!(world.tables(), 1, "what came before is there");
+    }
+}
+
+#[test]
+fn nothing_is_appended_behind_a_clean_close() {
+    // CURRENT says where the file ends: one group more, and the store would be called damaged.
+    let world = World::new();
+    let end = SegmentEnd { end_bytes: 0, tag: [0; 16] };
+    world
+        .manifest
+        .append(vec![Edit::AddSegment { number: FileNumber(5), salt: crate::crypto::Salt::from_bytes([1; 32]) }])
+        .unwrap();
+    world.manifest.close(FileNumber(5), end, Seq::ZERO).unwrap();
+    assert_eq!(world.manifest.append(Vec::new()).unwrap_err().kind(), ErrorKind::Closed);
+    assert!(world.read().unwrap().closed);
 }
