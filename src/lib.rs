@@ -75,6 +75,10 @@ pub use keys::{KeyProvider, LocalKms, Unlock};
 pub use options::{Cipher, Compression, Durability, MasterKey, StoreOptions, TableOptions};
 pub use value::Value;
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
+
 #[cfg(debug_assertions)]
 #[doc(hidden)]
 pub use crypto::audit as crypto_audit;

@@ -504,6 +504,26 @@ impl FileSealer {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl FileSealer {
+    /// Seal a whole body, suffix included, whatever it says: what only a mistake of ours, or somebody with the key, could write.
+    pub(crate) fn seal_body(
+        &mut self,
+        kind: FrameKind,
+        last: bool,
+        mut body: Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Result<SealedFrame> {
+        let place = self.key.take()?;
+        let (ordinal, body_len) = (place.ordinal(), body.len() as u32);
+        let tag = self.key.seal(place, &associated_data(kind, last, body_len, ordinal), &mut body)?;
+        body.put(&tag);
+        out.put(&FrameHead::of(body_len, &body).encode());
+        out.put(&body);
+        Ok(self.advance(ordinal, FRAME_HEAD_BYTES + body.len(), tag))
+    }
+}
+
 fn check_payload(len: usize, limit: usize) -> Result<()> {
     if len <= limit {
         return Ok(());
@@ -697,7 +717,8 @@ impl FrameHead {
         FrameHead { body_len, crc: crc32(&[&body_len.to_le_bytes(), body_and_tag]) }
     }
 
-    fn encode(&self) -> [u8; FRAME_HEAD_BYTES] {
+    /// The head's bytes.
+    pub(crate) fn encode(&self) -> [u8; FRAME_HEAD_BYTES] {
         let mut bytes = [0; FRAME_HEAD_BYTES];
         bytes[..4].copy_from_slice(&self.body_len.to_le_bytes());
         bytes[4..].copy_from_slice(&self.crc.to_le_bytes());
@@ -841,7 +862,8 @@ impl JournalHead {
         Ok(head)
     }
 
-    fn encode(&self) -> [u8; JOURNAL_HEAD_BYTES] {
+    /// The head's bytes.
+    pub(crate) fn encode(&self) -> [u8; JOURNAL_HEAD_BYTES] {
         let mut bytes = [0; JOURNAL_HEAD_BYTES];
         bytes[..4].copy_from_slice(&self.body_len.to_le_bytes());
         bytes[4..12].copy_from_slice(&self.ordinal.to_le_bytes());

@@ -468,4 +468,4 @@ fn encode_sorted(pairs: &[(String, String)]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -42,7 +42,8 @@ pub(crate) mod table;
 
 #[cfg(test)]
 mod golden;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, allow(dead_code, reason = "unit tests use more of it than fuzz targets do"))]
 pub(crate) mod testing;
 
 pub(crate) use codec::Where;

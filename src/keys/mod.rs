@@ -30,6 +30,8 @@ use std::time::Duration;
 
 use self::lease::Terms;
 pub(crate) use self::lease::{Ending, KeySet, Renewal, Seat, TableLease, Unwrapped};
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::local::fuzz as local_fuzz;
 pub use self::local::{LocalKms, Unlock};
 pub use self::provider::*;
 use self::time::StoreTime;

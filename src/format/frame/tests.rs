@@ -201,15 +201,11 @@ fn authentic_content_that_makes_no_sense_is_refused() {
         (&[2, 4, 0, 0, 0], ErrorKind::UnknownVersion), // a compression of the future
         (&[], ErrorKind::Tampering),
     ] {
-        let (sealer, _) = create(&key, Suite::Aes256Gcm, &Counting::default());
+        let (mut sealer, _) = create(&key, Suite::Aes256Gcm, &Counting::default());
         let mut body = if suffix.is_empty() { Vec::new() } else { vec![0xf0; 4] };
         body.extend_from_slice(suffix);
-        let body_len = body.len() as u32;
-        let aad = associated_data(FrameKind::Data, false, body_len, 0);
-        let tag = sealer.key.seal(sealer.key.take().unwrap(), &aad, &mut body).unwrap();
-        body.extend_from_slice(&tag);
-        let mut frame = FrameHead::of(body_len, &body).encode().to_vec();
-        frame.extend_from_slice(&body);
+        let mut frame = Vec::new();
+        sealer.seal_body(FrameKind::Data, false, body, &mut frame).unwrap();
         assert_eq!(refusal(sealer.opener().open_frame(FrameKind::Data, false, 0, frame, &here())), kind, "{suffix:?}");
     }
 }

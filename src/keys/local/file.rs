@@ -200,9 +200,19 @@ impl KeyringFile {
     }
 
     fn seal(&self, keyring: &Keyring, revision: u64, unlock: &Unlock, stretching: &Stretching) -> Result<Vec<u8>> {
+        self.seal_contents(keyring.id, &keyring.encode(), revision, unlock, stretching)
+    }
+
+    pub(super) fn seal_contents(
+        &self,
+        id: KeyringId,
+        contents: &[u8],
+        revision: u64,
+        unlock: &Unlock,
+        stretching: &Stretching,
+    ) -> Result<Vec<u8>> {
         let entropy = &*self.environment.entropy;
         let salt = Salt::fresh(entropy).map_err(|error| Error::io("draw", "a salt", error))?;
-        let contents = keyring.encode();
         let body_bytes = contents.len() + ONCE_OVERHEAD_BYTES;
         if body_bytes > BODY_BYTES_MAX {
             return Err(Error::LimitExceeded {
@@ -218,12 +228,12 @@ impl KeyringFile {
         bytes.extend_from_slice(&0_u32.to_le_bytes());
         bytes.extend_from_slice(&[FileKind::Keyring as u8, unlock.number(), 0, 0]);
         bytes.extend_from_slice(&if unlock.number() == PASSPHRASE { stretching.encode() } else { [0; 12] });
-        bytes.extend_from_slice(&keyring.id.0);
+        bytes.extend_from_slice(&id.0);
         bytes.extend_from_slice(&revision.to_le_bytes());
         bytes.extend_from_slice(salt.as_bytes());
         bytes.extend_from_slice(&(body_bytes as u32).to_le_bytes());
         let body =
-            unlock.with_secret(stretching, &salt, |secret| seal_once(secret, PURPOSE, &bytes, &contents, entropy))?;
+            unlock.with_secret(stretching, &salt, |secret| seal_once(secret, PURPOSE, &bytes, contents, entropy))?;
         bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         bytes.extend_from_slice(&body);

@@ -25,6 +25,8 @@ mod file;
 mod keyring;
 mod unlock;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 
