@@ -1,0 +1,244 @@
+//! The flusher: frozen memtables become sorted tables.
+//!
+//! One batch takes many memtables of many tables: all their files are synced, each directory once, and one manifest append names them
+//! all. What a batch that failed would have written is still in its memtables and in the log.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Pause, Writing};
+use crate::compaction::plan::flush_level;
+use crate::compaction::run::{Job, Progress, sync_directories};
+use crate::db::Engine;
+use crate::db::catalog::{Memory, TableState, View};
+use crate::error::Result;
+use crate::format::manifest::Edit;
+use crate::io::{Step, Task, Tick};
+use crate::keys::Seat;
+use crate::sstable::FinishedTable;
+use crate::types::Slot;
+use crate::version::Change;
+
+/// One flush job takes at most this many memtables.
+const FLUSH_TABLES_MAX: usize = 256;
+
+/// A memtable on its way to the disk.
+#[derive(Clone)]
+pub(super) struct FlushItem {
+    pub(super) table: Arc<TableState>,
+    pub(super) memory: Arc<Memory>,
+}
+
+/// Writes frozen memtables to sorted tables.
+pub(crate) struct Flusher {
+    engine: Arc<Engine>,
+    batch: Option<FlushBatch>,
+    pause: Pause,
+}
+
+/// The memtables that one manifest append will name.
+struct FlushBatch {
+    items: Vec<FlushItem>,
+    /// Finished files, one list per item so far.
+    outputs: Vec<Vec<FinishedTable>>,
+    job: Option<Job>,
+    began: Tick,
+    _writing: Writing,
+}
+
+impl Flusher {
+    pub(crate) fn new(engine: Arc<Engine>) -> Flusher {
+        Flusher { engine, batch: None, pause: Pause::new() }
+    }
+
+    fn take_batch(&mut self) -> bool {
+        let mut gone = Vec::new();
+        let items: Vec<FlushItem> = {
+            let mut queue = self.engine.background.flushes.lock();
+            queue.retain(|item| {
+                let dropped = item.table.is_dropped();
+                gone.extend(dropped.then(|| item.clone()));
+                !dropped
+            });
+            // They leave the queue only once they are on disk, so that a batch that failed is still there, in order.
+            queue.iter().take(FLUSH_TABLES_MAX).cloned().collect()
+        };
+        gone.iter().for_each(|item| self.engine.discharge(&item.table, &item.memory));
+        if !gone.is_empty() {
+            self.engine.background.progress.raise();
+        }
+        if items.is_empty() {
+            return false;
+        }
+        let Some(writing) = Writing::begin(&self.engine) else { return false };
+        let began = self.engine.env.clock.tick();
+        self.batch = Some(FlushBatch { items, outputs: Vec::new(), job: None, began, _writing: writing });
+        true
+    }
+
+    /// One step of the batch; whether it is done.
+    fn advance(&mut self) -> Result<bool> {
+        let Some(batch) = &mut self.batch else { return Ok(true) };
+        if let Some(job) = &mut batch.job {
+            if let Progress::Done(files) = job.step()? {
+                batch.outputs.push(files);
+                batch.job = None;
+            }
+            return Ok(false);
+        }
+        let Some(item) = batch.items.get(batch.outputs.len()) else {
+            self.engine.install_flush(batch)?;
+            self.batch = None;
+            return Ok(true);
+        };
+        let view = item.table.view.load_full().filter(|_| !item.table.is_dropped());
+        match view {
+            Some(view) => {
+                // The service's own permission: a user's revocation does not stop maintenance.
+                self.engine.acquire(&item.table, Seat::Service)?;
+                let readers = self.engine.moments.readers(&self.engine.visible);
+                let mut context = self.engine.job_context(&item.table, &view);
+                // One file: every file of level 0 counts.
+                context.file_bytes = u64::MAX;
+                batch.job = Some(Job::flush(context, std::slice::from_ref(&item.memory.table), readers));
+            }
+            None => batch.outputs.push(Vec::new()),
+        }
+        Ok(false)
+    }
+
+    /// Give the batch up; what it would have written is still in memory and in the log.
+    fn give_up(&mut self) {
+        if let Some(batch) = self.batch.take() {
+            self.engine.discard(batch.outputs.iter().flatten());
+        }
+    }
+}
+
+impl Task for Flusher {
+    fn step(&mut self) -> Step {
+        if self.engine.background.stopping() || self.engine.poison.get().is_some() {
+            self.give_up();
+            return Step::Done;
+        }
+        let seen = self.engine.background.work.count();
+        if self.engine.background.paused.load(Ordering::SeqCst) {
+            self.give_up();
+            return self.engine.wait_for_work(seen, None);
+        }
+        if self.batch.is_none() && !self.take_batch() {
+            return self.engine.wait_for_work(seen, None);
+        }
+        match self.advance() {
+            Ok(false) => Step::Again,
+            Ok(true) => {
+                self.pause.reset();
+                self.engine.job_ended(&Ok(()));
+                Step::Again
+            }
+            Err(error) => {
+                self.give_up();
+                self.engine.job_ended(&Err(error));
+                self.pause.after_failure(&self.engine)
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Have a frozen memtable written to sorted tables, after those that were frozen before it.
+    pub(in crate::db) fn enqueue_flush(&self, table: &Arc<TableState>, memory: Arc<Memory>) {
+        self.background.flushes.lock().push_back(FlushItem { table: table.clone(), memory });
+        self.background.work.raise();
+    }
+
+    /// Freeze what a table has in memory and wait until it is in sorted tables.
+    pub(crate) fn flush_table(&self, table: &Arc<TableState>) -> Result<()> {
+        self.admit(table)?;
+        self.flush_tables(std::slice::from_ref(table))
+    }
+
+    /// Freeze everything in memory and wait until it is in sorted tables.
+    pub(crate) fn flush_all(&self) -> Result<()> {
+        self.check_writable()?;
+        let dirty: Vec<_> = self.background.dirty.lock().values().cloned().collect();
+        self.flush_tables(&dirty)
+    }
+
+    fn flush_tables(&self, tables: &[Arc<TableState>]) -> Result<()> {
+        self.check_writable()?;
+        self.background.resume();
+        {
+            let _writer = self.writer.lock();
+            tables.iter().for_each(|table| self.freeze(table));
+        }
+        let done = || tables.iter().all(|table| table.view.load().as_ref().is_none_or(|view| view.frozen.is_empty()));
+        self.settle(done)
+    }
+
+    /// Name a batch's files in the manifest and show them to readers.
+    fn install_flush(&self, batch: &FlushBatch) -> Result<()> {
+        // The log must be durable through the last entry before the manifest says that entries up to it are in sorted
+        // tables: otherwise a power cut could keep this table's part of a commit and lose another's.
+        self.log.sync(self.log.end()).map_err(|error| self.poison(error))?;
+        sync_directories(&self.dir, batch.outputs.iter().flatten().map(|file| file.record.number))?;
+
+        let tables: BTreeMap<Slot, &Arc<TableState>> =
+            batch.items.iter().map(|item| (item.table.slot, &item.table)).collect();
+        // All of them at once, in slot order, so that the levels chosen here are still right when the files land.
+        let structures: BTreeMap<Slot, _> =
+            tables.iter().map(|(slot, table)| (*slot, table.structure.lock())).collect();
+        let mut views: BTreeMap<Slot, View> = BTreeMap::new();
+        let mut edits = vec![Edit::LogSynced { point: self.log.synced() }];
+        let mut unnamed: Vec<&FinishedTable> = Vec::new();
+        for (item, files) in batch.items.iter().zip(&batch.outputs) {
+            let slot = item.table.slot;
+            // A table that was dropped meanwhile has no view, and the manifest no longer knows it.
+            let Some(present) = item.table.view.load_full().filter(|_| !item.table.is_dropped()) else {
+                unnamed.extend(files);
+                continue;
+            };
+            let view = views.entry(slot).or_insert_with(|| View::clone(&present));
+            for file in files {
+                let (smallest, largest) = (&file.smallest, &file.largest);
+                let busy = &structures[&slot].busy;
+                let level = flush_level(&view.version, &self.options, busy, smallest, largest);
+                edits.push(Edit::AddFile { slot, level: level as u8, file: file.record.clone() });
+                let change = Change::Add { level, file: self.take_in(file) };
+                let version = view.version.apply(&[change]).map_err(|wrong| wrong.in_file("manifest", 0))?;
+                view.version = Arc::new(version);
+            }
+            edits.push(Edit::Flushed { slot, seq: item.memory.last_seq() });
+            view.frozen.retain(|memory| !Arc::ptr_eq(memory, &item.memory));
+        }
+        let retired = self.log.segments_before(self.background.oldest_segment_without(&batch.items));
+        edits.extend(retired.iter().map(|&number| Edit::RemoveSegment { number }));
+        self.manifest.append(edits).map_err(|error| self.poison(error))?;
+
+        for (slot, view) in views {
+            tables[&slot].publish(Some(view));
+        }
+        drop(structures);
+        self.discard(unnamed.into_iter());
+        let is_done = |item: &FlushItem| batch.items.iter().any(|done| Arc::ptr_eq(&done.memory, &item.memory));
+        self.background.flushes.lock().retain(|item| !is_done(item));
+        let mut bytes = 0;
+        for item in &batch.items {
+            bytes += item.memory.table.bytes();
+            self.discharge(&item.table, &item.memory);
+            self.enqueue_compaction(&item.table);
+        }
+        self.note_drained(bytes, batch.began);
+        self.log.remove_segments(&retired);
+        self.advance_anchor();
+        Ok(())
+    }
+
+    fn note_drained(&self, bytes: usize, began: Tick) {
+        let nanos = self.env.clock.tick().0.saturating_sub(began.0).max(1);
+        let rate = (bytes as u128 * 1_000_000_000 / u128::from(nanos)).min(1 << 40) as u64;
+        let before = self.background.drain_rate.load(Ordering::Relaxed);
+        self.background.drain_rate.store((before * 3 + rate) / 4, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,106 @@
+//! The keeper: time, log segments, and files that nobody needs.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::db::Engine;
+use crate::db::catalog::TableState;
+use crate::error::Result;
+use crate::format::manifest::Edit;
+use crate::io::{Step, Task};
+use crate::wal::LogWriter;
+
+/// How often the keeper looks around; the resolution of permits.
+const KEEPER_PERIOD: Duration = Duration::from_millis(100);
+
+/// Looks after time, log segments and files that nobody needs.
+pub(crate) struct Keeper {
+    engine: Arc<Engine>,
+}
+
+impl Keeper {
+    pub(crate) fn new(engine: Arc<Engine>) -> Keeper {
+        Keeper { engine }
+    }
+}
+
+impl Task for Keeper {
+    fn step(&mut self) -> Step {
+        let engine = &self.engine;
+        if engine.background.stopping() {
+            return Step::Done;
+        }
+        let signal = engine.background.quit.clone();
+        let seen = signal.count();
+        engine.tick.store(engine.keys.advance());
+        if engine.poison.get().is_none() {
+            let paused = engine.background.paused.load(Ordering::SeqCst);
+            if !paused && engine.log.wants_spare(engine.options.log_segment_bytes) {
+                // A failure here shows again, and is reported, when a commit needs the segment.
+                let _ = engine.prepare_segment();
+            }
+            engine.relieve_log();
+            if !paused && engine.manifest.is_long() {
+                let _ = engine
+                    .next_file()
+                    .and_then(|number| engine.manifest.rewrite(number))
+                    .map_err(|error| engine.poison(error));
+            }
+        }
+        engine.readers.remove_obsolete();
+        let deadline = engine.env.clock.tick().after(KEEPER_PERIOD);
+        Step::Wait { signal, seen, clock: engine.env.clock.clone(), deadline: Some(deadline) }
+    }
+}
+
+impl Engine {
+    /// Make sure that the next group has a segment with room. The caller is the writer.
+    pub(crate) fn ensure_segment(&self, writer: &mut LogWriter) -> Result<()> {
+        if self.log.has_room(writer, self.options.log_segment_bytes) || self.log.take_spare(writer) {
+            return Ok(());
+        }
+        self.prepare_segment()?;
+        self.log.take_spare(writer);
+        Ok(())
+    }
+
+    /// Make the next log segment, durable and named by the manifest, so that taking it into use costs nothing.
+    fn prepare_segment(&self) -> Result<()> {
+        // One at a time, so that numbers reach the manifest in order; whoever waited for the other may find it done.
+        let _preparing = self.preparing.lock();
+        if self.log.spare_end().is_some() {
+            return Ok(());
+        }
+        let number = self.next_file()?;
+        let spare = self.log.create_segment(number)?;
+        // Number and salt are in the manifest before the first acknowledgement from this segment.
+        self.manifest
+            .append(vec![Edit::AddSegment { number, salt: spare.salt() }])
+            .map_err(|error| self.poison(error))?;
+        self.log.offer_spare(spare);
+        Ok(())
+    }
+
+    /// Freeze the memtables that hold the oldest segment while the log is over its limit.
+    fn relieve_log(&self) {
+        if self.log.total_bytes() <= self.options.log_bytes_max {
+            return;
+        }
+        let Some(oldest) = self.background.segments.lock().keys().next().copied() else { return };
+        let owners: Vec<_> = {
+            let dirty = self.background.dirty.lock();
+            let begins = |table: &&Arc<TableState>| {
+                table.view.load().as_ref().is_some_and(|view| view.active.first_segment() == Some(oldest))
+            };
+            dirty.values().filter(begins).cloned().collect()
+        };
+        {
+            let _writer = self.writer.lock();
+            owners.iter().for_each(|table| self.freeze(table));
+        }
+        if owners.is_empty() {
+            self.load_owner_of(oldest);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Background work: flush, compaction, permits, log segments; and how writers are slowed when it falls behind.
+//!
+//! ```text
+//! flusher    frozen memtables become sorted tables: all files synced, directories synced, one manifest append
+//! compactor  sorted tables are merged, those of the table with the most level-0 files first
+//! keeper     a few times a second: the tick that permits are compared with, the next log segment, memtables that hold the
+//!            oldest one, files that nobody needs
+//! warden     permits to renew, tables to put away; a task of its own because it asks providers (load.rs)
+//! pressure   what memtables cost, and how writers are slowed
+//! ```
+//!
+//! Each is a [`Task`] in steps of at most a MiB, so that a simulation can stop between any two. A job that fails is given up
+//! whole (its files are removed) and tried again after a pause that doubles; what it would have written is still in the
+//! log or in its inputs. Only the log and the manifest poison the store.
+
+mod compact;
+mod flush;
+mod keeper;
+mod pressure;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+pub(super) use self::compact::Compactor;
+use self::flush::FlushItem;
+pub(super) use self::flush::Flusher;
+pub(super) use self::keeper::Keeper;
+use super::Engine;
+use super::catalog::{TableState, View};
+use crate::compaction::run::JobContext;
+use crate::error::{Error, Result};
+use crate::format::FileName;
+use crate::format::manifest::Edit;
+use crate::io::{Signal, Step, Tick};
+use crate::sstable::FinishedTable;
+use crate::types::{FileNumber, Slot};
+use crate::version::TableFile;
+
+/// The pause after a job failed for the first time; it doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// What background tasks and writers tell each other.
+pub(crate) struct Background {
+    /// Raised when there is something to do.
+    work: Arc<Signal>,
+    /// Raised when something was done.
+    progress: Signal,
+    stop: AtomicBool,
+    /// No file may be written until the next commit or flush.
+    paused: AtomicBool,
+    /// Flushes and compactions that have files open for writing.
+    writing: AtomicUsize,
+    /// Raised when tasks are asked to end.
+    pub(in crate::db) quit: Arc<Signal>,
+    /// Tables that somebody has or had a permit for since they were last put away.
+    pub(in crate::db) in_use: Mutex<HashMap<Slot, Arc<TableState>>>,
+    /// Bytes of all memtables, frozen ones included.
+    memory_bytes: AtomicUsize,
+    /// Tables whose active memtable has entries.
+    dirty: Mutex<HashMap<Slot, Arc<TableState>>>,
+    /// Frozen memtables, oldest first.
+    flushes: Mutex<VecDeque<FlushItem>>,
+    /// Tables whose levels changed since they were last looked at.
+    compactions: Mutex<VecDeque<Arc<TableState>>>,
+    /// Compactions that run now.
+    compacting: AtomicUsize,
+    /// Memtables by the log segment of their first entry.
+    segments: Mutex<BTreeMap<FileNumber, usize>>,
+    /// Why the last background job failed, until one succeeds.
+    failure: Mutex<Option<Error>>,
+    /// Bytes per second that flushes have been writing lately.
+    drain_rate: AtomicU64,
+    /// Nanoseconds that writers owe for being let in while work was behind.
+    debt_ns: AtomicU64,
+}
+
+impl Background {
+    pub(crate) fn new() -> Background {
+        Background {
+            work: Arc::new(Signal::new()),
+            progress: Signal::new(),
+            stop: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            writing: AtomicUsize::new(0),
+            quit: Arc::new(Signal::new()),
+            in_use: Mutex::default(),
+            memory_bytes: AtomicUsize::new(0),
+            dirty: Mutex::default(),
+            flushes: Mutex::default(),
+            compactions: Mutex::default(),
+            compacting: AtomicUsize::new(0),
+            segments: Mutex::default(),
+            failure: Mutex::default(),
+            drain_rate: AtomicU64::new(64 << 20),
+            debt_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// Wake everybody: tasks and those who wait for them.
+    pub(crate) fn wake(&self) {
+        self.work.raise();
+        self.progress.raise();
+    }
+
+    /// Ask the tasks to end.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.quit.raise();
+        self.wake();
+    }
+
+    /// Let background work write again.
+    pub(in crate::db) fn resume(&self) {
+        if self.paused.load(Ordering::Relaxed) {
+            self.paused.store(false, Ordering::SeqCst);
+            self.work.raise();
+        }
+    }
+
+    pub(in crate::db) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// A memtable or an unreplayed part of the log needs this segment.
+    pub(crate) fn hold_segment(&self, segment: FileNumber) {
+        *self.segments.lock().entry(segment).or_default() += 1;
+    }
+
+    /// One of those that needed this segment does no more.
+    pub(crate) fn release_segment(&self, segment: FileNumber) {
+        let mut segments = self.segments.lock();
+        if let Some(count) = segments.get_mut(&segment) {
+            *count -= 1;
+            if *count == 0 {
+                segments.remove(&segment);
+            }
+        }
+    }
+
+    /// The oldest segment that anybody other than `flushed` needs.
+    fn oldest_segment_without(&self, flushed: &[FlushItem]) -> Option<FileNumber> {
+        let mut segments = self.segments.lock().clone();
+        for segment in flushed.iter().filter_map(|item| item.memory.first_segment()) {
+            if let Some(count) = segments.get_mut(&segment) {
+                *count = count.saturating_sub(1);
+            }
+        }
+        segments.into_iter().find(|(_, count)| *count > 0).map(|(segment, _)| segment)
+    }
+}
+
+impl Engine {
+    fn wait_for_progress(&self, until: Option<Tick>, ready: &mut dyn FnMut() -> bool) {
+        self.env.scheduler.wait_until(&self.background.progress, &*self.env.clock, until, &mut || {
+            self.background.stopping() || self.poison.get().is_some() || ready()
+        });
+    }
+
+    /// Wait until `done`, or until background work fails.
+    fn settle(&self, done: impl Fn() -> bool) -> Result<()> {
+        let mut failed = None;
+        self.wait_for_progress(None, &mut || {
+            failed = self.background.failure.lock().clone();
+            failed.is_some() || done()
+        });
+        match failed {
+            Some(error) if !done() => Err(error),
+            _ => self.check_writable(),
+        }
+    }
+
+    /// Close every file that is open for writing, durably.
+    pub(in crate::db) fn quiesce(&self) -> Result<()> {
+        self.check_writable()?;
+        self.background.paused.store(true, Ordering::SeqCst);
+        self.background.wake();
+        self.wait_for_progress(None, &mut || self.background.writing.load(Ordering::SeqCst) == 0);
+        let mut writer = self.writer.lock();
+        let _preparing = self.preparing.lock();
+        self.check_writable()?;
+        self.log.sync(self.log.end()).map_err(|error| self.poison(error))?;
+        if let Some(number) = self.log.retire_open_segments(&mut writer) {
+            self.manifest.append(vec![Edit::RemoveSegment { number }]).map_err(|error| self.poison(error))?;
+            self.log.remove_segments(&[number]);
+        }
+        self.manifest.retire_file(self.next_file()?);
+        Ok(())
+    }
+
+    fn wait_for_work(&self, seen: u64, deadline: Option<Tick>) -> Step {
+        Step::Wait { signal: self.background.work.clone(), seen, clock: self.env.clock.clone(), deadline }
+    }
+
+    /// Note how a background job went, and wake whoever waits for it.
+    fn job_ended(&self, outcome: &Result<()>) {
+        *self.background.failure.lock() = outcome.as_ref().err().cloned();
+        self.background.progress.raise();
+    }
+
+    fn job_context(self: &Arc<Engine>, table: &TableState, view: &View) -> JobContext {
+        let engine = self.clone();
+        JobContext {
+            environment: self.env.clone(),
+            directory: self.dir.clone(),
+            key: view.keys.current().clone(),
+            settings: table.settings.clone(),
+            numbers: Arc::new(move || engine.next_table_file()),
+            file_bytes: self.options.table_file_bytes,
+            sync_directories: false,
+        }
+    }
+
+    /// A number for a sorted table, whose directory exists.
+    fn next_table_file(&self) -> Result<FileNumber> {
+        let number = self.next_file()?;
+        self.dir.ensure_dir(&FileName::Table(number).directory())?;
+        Ok(number)
+    }
+
+    /// Remove files that were written and that the manifest does not name.
+    fn discard<'a>(&self, files: impl Iterator<Item = &'a FinishedTable>) {
+        // If the manifest was being written, it may name them after all. Then they stay, and the next open knows.
+        if self.poison.get().is_none() {
+            files.for_each(|file| drop(self.dir.remove(&FileName::Table(file.record.number).path())));
+        }
+    }
+
+    fn take_in(&self, file: &FinishedTable) -> Arc<TableFile> {
+        self.readers.new_file(TableFile::new(file.record.clone(), file.smallest.clone(), file.largest.clone()))
+    }
+}
+
+/// A pause that doubles with each failure in a row.
+struct Pause {
+    next: Duration,
+}
+
+impl Pause {
+    fn new() -> Pause {
+        Pause { next: PAUSE_MIN }
+    }
+
+    fn reset(&mut self) {
+        self.next = PAUSE_MIN;
+    }
+
+    fn after_failure(&mut self, engine: &Engine) -> Step {
+        let deadline = engine.env.clock.tick().after(self.next);
+        self.next = (self.next * 2).min(PAUSE_MAX);
+        // Not for work: what is added meanwhile would fail the same way.
+        let signal = engine.background.quit.clone();
+        Step::Wait { seen: signal.count(), signal, clock: engine.env.clock.clone(), deadline: Some(deadline) }
+    }
+}
+
+/// Counts its owner among those that have files open for writing, for as long as it lives.
+struct Writing(Arc<Engine>);
+
+impl Writing {
+    /// None while the store is quiet.
+    fn begin(engine: &Arc<Engine>) -> Option<Writing> {
+        // Counted first and looked second, while `quiesce` says it first and counts second: one of the two sees the other.
+        engine.background.writing.fetch_add(1, Ordering::SeqCst);
+        let writing = Writing(engine.clone());
+        (!engine.background.paused.load(Ordering::SeqCst)).then_some(writing)
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.background.writing.fetch_sub(1, Ordering::SeqCst);
+        self.0.background.progress.raise();
+    }
+}
