@@ -183,6 +183,7 @@ fn the_layout_is_what_the_table_of_offsets_says() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "sealing 250 KB takes Miri minutes")]
 fn columns_above_64_kib_have_wide_offsets() {
     let long = |first: u8, len: usize| [&[first][..], &vec![first; len]].concat();
     let entries = vec![
