@@ -8,12 +8,13 @@ use super::table::Table;
 use crate::crypto::Wiped;
 use crate::error::{Error, Result};
 use crate::options::Durability;
-use crate::types::{BATCH_BYTES_MAX, KEY_BYTES_MAX, Kind, VALUE_BYTES_MAX};
+use crate::types::{BATCH_BYTES_MAX, BATCH_WRITES_MAX, KEY_BYTES_MAX, Kind, VALUE_BYTES_MAX};
 
 /// Writes to any number of tables that are committed together or not at all.
 ///
 /// Later writes of the same key win over earlier ones. Nothing is written before
-/// [`commit`](Batch::commit); dropping a batch forgets it. Limits: 1 GiB of keys and values.
+/// [`commit`](Batch::commit); dropping a batch forgets it. Limits: 1 GiB of keys and values, 16,777,216 writes, and
+/// 16,382 tables.
 ///
 /// # Example
 /// ```
@@ -83,7 +84,8 @@ impl Batch {
         if self.refused.is_none() {
             let checked = self.engine.check_own(table).and_then(|()| check_write(key, value)).and_then(|()| {
                 let bytes = self.writes.bytes.len() + key.len() + value.len();
-                limit("bytes of keys and values in a batch", bytes, BATCH_BYTES_MAX)
+                limit("bytes of keys and values in a batch", bytes, BATCH_BYTES_MAX)?;
+                limit("writes in a batch", self.writes.len() + 1, BATCH_WRITES_MAX)
             });
             match checked {
                 Ok(()) => self.writes.push(table.state(), kind, key, value),

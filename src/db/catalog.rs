@@ -16,7 +16,7 @@
 //! A view disappears only under the writer's lock, so a commit that found one there inserts into a memtable that
 //! somebody will flush.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -43,7 +43,7 @@ pub(crate) struct Catalog {
 #[derive(Default)]
 struct Tables {
     by_name: BTreeMap<Arc<str>, Arc<TableState>>,
-    by_slot: HashMap<Slot, Arc<TableState>>,
+    by_slot: BTreeMap<Slot, Arc<TableState>>,
 }
 
 impl Catalog {
@@ -68,7 +68,7 @@ impl Catalog {
         self.tables.read().by_name.keys().map(|name| name.to_string()).collect()
     }
 
-    /// Every table.
+    /// Every table, in the order in which they were made.
     pub(crate) fn all(&self) -> Vec<Arc<TableState>> {
         self.tables.read().by_slot.values().cloned().collect()
     }

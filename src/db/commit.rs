@@ -1,7 +1,7 @@
 //! The one way in: how writes become durable and visible.
 //!
 //! ```text
-//! permits ─ admission ─ queue ─┬─ leader: sequence numbers, sealing, one write to the log,
+//! admission ─ permits ─ queue ─┬─ leader: sequence numbers, sealing, one write to the log,
 //!                              │          memtables, visibility          (the writer's lock is held)
 //!                              └─ followers: wait for the leader's answer, or lead the next group
 //! sync, if asked for ─ outside the lock, one for all who wait
@@ -24,7 +24,7 @@ use super::Engine;
 use super::batch::{Write, WriteSet, Writes};
 use super::catalog::{TableState, View};
 use crate::error::{Error, Result};
-use crate::format::log::LogPoint;
+use crate::format::log::{ENVELOPE_SECTIONS_MAX, LogPoint};
 use crate::options::Durability;
 use crate::types::{Seq, Trailer};
 use crate::wal::{self, LogWriter};
@@ -65,11 +65,14 @@ impl Engine {
                 Durability::Sync => self.sync(),
             };
         }
+        // Refused here, since an error while a group is being written poisons the store.
+        check_tables(writes.tables().len())?;
         loop {
+            // Room first and permits second: a permit may end during the wait.
+            self.throttle(writes)?;
             for table in writes.tables() {
                 self.admit(table)?;
             }
-            self.throttle(writes)?;
             match self.enter(writes) {
                 Outcome::Done(point) => {
                     return match durability {
@@ -96,7 +99,11 @@ impl Engine {
         self.log.sync(point).map_err(|error| self.poison(error))?;
         // What is durable now is attested by the next envelope, or by a mark if none comes by itself.
         let mut writer = self.writer.lock();
-        self.check_writable()?;
+        match self.check_writable() {
+            // What was asked for is done, and the close has recorded how far the log is durable.
+            Err(Error::Closed) => return Ok(()),
+            outcome => outcome?,
+        }
         let next = self.visible.load().advanced(1).ok_or_else(sequence_exhausted)?;
         self.log.mark(&mut writer, self.manifest.epoch(), next).map_err(|error| self.poison(error))
     }
@@ -106,7 +113,7 @@ impl Engine {
         let mut queue = self.queue.lock();
         if !queue.led {
             queue.led = true;
-            let followers = take_followers(&mut queue, writes.bytes());
+            let followers = take_followers(&mut queue, writes);
             drop(queue);
             return self.lead(writes, followers);
         }
@@ -129,7 +136,7 @@ impl Engine {
             }
             queue.led = true;
             queue.waiting.pop_front();
-            leads = Some(take_followers(&mut queue, pending.writes.bytes()));
+            leads = Some(take_followers(&mut queue, &pending.writes));
             true
         });
         match leads {
@@ -275,16 +282,27 @@ fn gather<'a>(set: &'a dyn WriteSet, sections: &mut Vec<Section<'a>>) -> Result<
     Ok(())
 }
 
-fn take_followers(queue: &mut Queue, mut bytes: usize) -> Vec<Arc<Pending>> {
+fn take_followers(queue: &mut Queue, own: &dyn WriteSet) -> Vec<Arc<Pending>> {
     let mut followers = Vec::new();
+    let (mut bytes, mut tables) = (own.bytes(), own.tables().len());
     while let Some(next) = queue.waiting.front() {
         bytes = bytes.saturating_add(next.writes.bytes());
-        if bytes > GROUP_BYTES {
+        // Some may be the same ones; what counts is that one envelope can list them.
+        tables = tables.saturating_add(next.writes.tables().len());
+        if bytes > GROUP_BYTES || tables > ENVELOPE_SECTIONS_MAX {
             break;
         }
         followers.extend(queue.waiting.pop_front());
     }
     followers
+}
+
+fn check_tables(count: usize) -> Result<()> {
+    if count <= ENVELOPE_SECTIONS_MAX {
+        return Ok(());
+    }
+    let limit = ENVELOPE_SECTIONS_MAX as u64;
+    Err(Error::LimitExceeded { what: "tables in one batch", limit, actual: count as u64 })
 }
 
 fn sequence_exhausted() -> Error {

@@ -14,7 +14,7 @@ use super::catalog::{Memory, TableState, View};
 use crate::error::{Error, Result};
 use crate::io::{Signal, Step, Task, Tick};
 use crate::keys::{KeySet, Seat};
-use crate::types::{FileNumber, Seq, Trailer};
+use crate::types::{Seq, Trailer};
 use crate::version::{Change, Version};
 use crate::wal;
 
@@ -88,6 +88,10 @@ impl Engine {
         let outcome = if table.view.load().is_some() { Ok(()) } else { self.build_view(table, keys) };
         table.loading.store(false, Ordering::Release);
         self.loaded.raise();
+        if outcome.is_ok() {
+            // What was replayed may be over the budget, and no commit that waits for room would freeze it.
+            self.relieve_budget_soon();
+        }
         outcome
     }
 
@@ -121,10 +125,12 @@ impl Engine {
             self.background.release_segment(first.segment);
         }
         table.publish(Some(View { keys, active, frozen: memories.clone(), version: Arc::new(version) }));
-        drop(structure);
+        // Before anybody can freeze the active one: memtables of a table are flushed in the order in which they stand in the
+        // queue, and what the manifest calls flushed is everything up to the last.
         for memory in memories.into_iter().rev() {
             self.enqueue_flush(table, memory);
         }
+        drop(structure);
         self.enqueue_compaction(table);
         Ok(())
     }
@@ -161,8 +167,13 @@ impl Engine {
         Ok(memories)
     }
 
-    /// Bring the table into use whose unreplayed part of the log begins in this segment, so that it can be flushed.
-    pub(super) fn load_owner_of(&self, segment: FileNumber) {
+    /// While the log is over its limit, bring the tables into use whose unreplayed part of it begins in the oldest segment that is
+    /// needed, so that they can be flushed.
+    fn load_for_log(&self) {
+        if self.poison.get().is_some() {
+            return;
+        }
+        let Some(segment) = self.segment_to_relieve() else { return };
         let begins = |table: &&Arc<TableState>| {
             table.unreplayed.lock().first().is_some_and(|section| section.segment == segment)
         };
@@ -180,6 +191,10 @@ impl Engine {
         let now = self.keys.advance();
         let in_use: Vec<_> = self.background.in_use.lock().values().cloned().collect();
         for table in in_use {
+            if table.is_dropped() {
+                self.background.in_use.lock().remove(&table.slot);
+                continue;
+            }
             for seat in Seat::ALL {
                 table.lease.note_use(seat, now);
                 if table.lease.refresh_due(seat, now) {
@@ -187,7 +202,7 @@ impl Engine {
                     let _ = self.keys.refresh(&table.lease, seat, &|| self.read_key_file(table.slot, table.id));
                 }
             }
-            if table.lease.ending(now).is_some() {
+            if has_ended(&table, now) {
                 self.put_away(&table, now);
             }
         }
@@ -198,8 +213,10 @@ impl Engine {
     fn put_away(&self, table: &Arc<TableState>, now: Tick) {
         let mut writer = self.writer.lock();
         let Some(view) = table.view.load_full() else {
-            self.keys.purge(&table.lease);
-            self.background.in_use.lock().remove(&table.slot);
+            drop(writer);
+            if !table.loading.load(Ordering::Acquire) {
+                self.purge(table);
+            }
             return;
         };
         if !view.active.table.is_empty() {
@@ -208,16 +225,25 @@ impl Engine {
         }
         let structure = table.structure.lock();
         let busy = !structure.busy.is_idle() || table.loading.load(Ordering::Acquire);
-        if busy || !view.frozen.is_empty() || table.lease.ending(now).is_none() {
+        if busy || !view.frozen.is_empty() || !has_ended(table, now) {
             return;
         }
         table.publish(None);
         writer.forget(table.slot);
         drop(structure);
         drop(writer);
-        self.keys.purge(&table.lease);
-        self.background.in_use.lock().remove(&table.slot);
+        self.purge(table);
         view.version.all_files().for_each(|(_, file)| self.readers.close(file));
+    }
+
+    /// Let go of a table's keys, unless somebody has got a permit meanwhile.
+    fn purge(&self, table: &Arc<TableState>) {
+        // First off the list and then asked, while who gets a permit puts the table on the list afterwards: so no table with
+        // a permit is missing there.
+        self.background.in_use.lock().remove(&table.slot);
+        if !self.keys.purge(&table.lease) && table.lease.material().is_some() {
+            self.background.in_use.lock().insert(table.slot, table.clone());
+        }
     }
 
     /// Let go of everything of a table that is being dropped. Frozen memtables go when the flusher finds them.
@@ -240,6 +266,11 @@ impl Engine {
     }
 }
 
+/// Whether nobody may use the table any more: its last permit has ended, or its keys have gone already.
+fn has_ended(table: &TableState, now: Tick) -> bool {
+    table.lease.ending(now).is_some() || table.lease.material().is_none()
+}
+
 /// Looks after permits. A task of its own, because it asks providers, which may take their time.
 pub(super) struct Warden {
     engine: Arc<Engine>,
@@ -259,6 +290,7 @@ impl Task for Warden {
         let signal: Arc<Signal> = self.engine.background.quit.clone();
         let seen = signal.count();
         self.engine.look_after_permits();
+        self.engine.load_for_log();
         let deadline = self.engine.env.clock.tick().after(WARDEN_PERIOD);
         Step::Wait { signal, seen, clock: self.engine.env.clock.clone(), deadline: Some(deadline) }
     }

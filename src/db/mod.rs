@@ -14,7 +14,7 @@
 //! ```
 //!
 //! # Locks, in the order in which they may be taken
-//! `creating` or `writer` (who commits) → `preparing` → `TableState::structure` (who replaces a view) → the manifest's own → everything else, each
+//! `creating` → `writer` (who commits) → `preparing` → `TableState::structure` (who replaces a view) → the manifest's own → everything else, each
 //! alone. None is held while a provider is asked or anything is waited for.
 
 mod anchor;
@@ -146,7 +146,8 @@ pub(crate) struct Engine {
     poison: OnceLock<Error>,
     closed: AtomicBool,
     recovery: OnceLock<RecoveryReport>,
-    /// Held while tables are made, so that no name is taken twice.
+    /// Held while tables are made or dropped and while the store is closed, so that no name is taken twice and nothing is
+    /// written behind the close.
     creating: Mutex<()>,
     /// Held while a log segment is prepared.
     preparing: Mutex<()>,

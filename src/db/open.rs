@@ -22,7 +22,7 @@ use super::anchor::{self, EpochAnchor};
 use super::catalog::{Catalog, TableState};
 use super::commit::Queue;
 use super::load::Warden;
-use super::maintenance::{Background, Compactor, Flusher, Keeper};
+use super::maintenance::{Background, Compactor, Flusher, Keeper, Ticker};
 use super::readers::Readers;
 use super::snapshot::Moments;
 use super::tables::shred_key_file;
@@ -35,7 +35,7 @@ use crate::format::manifest::{Edit, KeyPin};
 use crate::format::{DIRECTORIES, FileName};
 use crate::io::directory::{Directory, refused};
 use crate::io::os::TickCell;
-use crate::io::{EntryKind, Environment, Lock, Signal, Task};
+use crate::io::{EntryKind, Environment, Lock, Signal, Task, Tick};
 use crate::keys::{KeyBroker, KeyProvider, LocalKms, TableLease, refuse_keyring_inside};
 use crate::options::StoreOptions;
 use crate::sync::VisibleSeq;
@@ -263,6 +263,8 @@ impl Opening {
 
         self.make_directory()?;
         let lock = self.take_lock()?;
+        // Somebody else may have created a store here before the lock was ours.
+        self.check_vacant()?;
         self.clear_unfinished()?;
         for name in DIRECTORIES {
             self.dir.ensure_dir(name)?;
@@ -638,6 +640,7 @@ impl Engine {
 
     fn spawn_tasks(self: &Arc<Engine>) -> Result<()> {
         let mut tasks: Vec<(&'static str, Box<dyn Task>)> = vec![
+            ("strongroom-ticker", Box::new(Ticker::new(self.clone()))),
             ("strongroom-keeper", Box::new(Keeper::new(self.clone()))),
             ("strongroom-warden", Box::new(Warden::new(self.clone()))),
             ("strongroom-flush", Box::new(Flusher::new(self.clone()))),
@@ -664,12 +667,21 @@ impl Engine {
             // A task that panicked has nothing in the files that the log does not have.
             let _ = task.join();
         }
+        // No permit lasts from now on, so that every call finds out that the store is closed.
+        self.tick.store(Tick(u64::MAX));
+        let creating = self.creating.lock();
         let outcome = self.end_log();
-        for table in self.background.in_use.lock().drain() {
-            table.1.lease.close();
-            let _structure = table.1.structure.lock();
-            table.1.publish(None);
+        let in_use = std::mem::take(&mut *self.background.in_use.lock());
+        for table in in_use.values() {
+            table.lease.close();
+            let _structure = table.structure.lock();
+            table.publish(None);
         }
+        drop(in_use);
+        if self.poison.get().is_none() {
+            self.readers.remove_obsolete();
+        }
+        drop(creating);
         self.advance_anchor();
         *self.lock.lock() = None;
         outcome

@@ -48,6 +48,8 @@ enum Place {
     BeforeFirst,
     OnEntry,
     BehindLast,
+    /// Reading failed on the way: where the cursor stands is not known until it is told where to go.
+    Lost,
 }
 
 /// An entry borrowed from a cursor: key and value.
@@ -108,6 +110,7 @@ impl Cursor {
             Place::BeforeFirst => self.first(),
             Place::OnEntry => self.moved(Place::BehindLast, VisibleCursor::next),
             Place::BehindLast => Ok(None),
+            Place::Lost => Err(lost()),
         }
     }
 
@@ -120,6 +123,7 @@ impl Cursor {
             Place::BeforeFirst => Ok(None),
             Place::OnEntry => self.moved(Place::BeforeFirst, VisibleCursor::prev),
             Place::BehindLast => self.last(),
+            Place::Lost => Err(lost()),
         }
     }
 
@@ -139,6 +143,8 @@ impl Cursor {
     ) -> Result<()> {
         self.value = None;
         self.engine.check_permit(&self.table)?;
+        // Not "no more entries", which is what an inner cursor that failed would say from now on.
+        self.place = Place::Lost;
         step(&mut self.inner)?;
         self.place = if self.inner.valid() { Place::OnEntry } else { otherwise };
         Ok(())
@@ -326,6 +332,11 @@ pub(crate) fn prefix_range(prefix: &[u8]) -> KeyRange {
 /// The least key greater than `key`.
 fn successor(key: &[u8]) -> Box<[u8]> {
     [key, &[0]].concat().into()
+}
+
+fn lost() -> Error {
+    let detail = "an error kept it from moving on; tell it where to go".to_owned();
+    Error::InvalidArgument { what: "cursor", detail }
 }
 
 /// Everything of a view in which an entry may be found.

@@ -48,7 +48,9 @@ impl Engine {
         for (name, options) in tables {
             drafts.push(self.draft(name, options)?);
         }
-        let _creating = self.creating.lock();
+        let creating = self.creating.lock();
+        // Nor may the store have been closed meanwhile: somebody else may have opened it.
+        self.check_writable()?;
         // Somebody else may have created one of them while the provider was asked.
         if let Some((name, _)) = tables.iter().find(|(name, _)| self.catalog.contains(name)) {
             return Err(Error::TableExists { name: (*name).to_owned() });
@@ -74,6 +76,7 @@ impl Engine {
             self.catalog.insert(state.clone());
             made.push(state);
         }
+        drop(creating);
         self.advance_anchor();
         Ok(made)
     }
@@ -144,11 +147,15 @@ impl Engine {
 
     /// Drop the table of this name.
     pub(super) fn drop_table(&self, name: &str) -> Result<()> {
+        // The store is not closed before this is done, or else somebody who opens it then would find it changing.
+        let creating = self.creating.lock();
         self.check_writable()?;
         let table = self.catalog.named(name)?;
         {
-            // Nobody is inserting while the writer's lock is held, and nobody finds the table afterwards.
+            // Nobody is inserting while the writer's lock is held, and nobody finds the table afterwards. Nor is a flush or a
+            // compaction being installed: its edits behind this one would be about files that are not there.
             let _writer = self.writer.lock();
+            let _structure = table.structure.lock();
             if table.is_dropped() {
                 return Err(Error::TableNotFound { name: name.to_owned() });
             }
@@ -168,6 +175,7 @@ impl Engine {
             let _ = self.dir.remove(&FileName::Table(number).path());
         }
         self.manifest.append(vec![Edit::ForgetTable { slot: table.slot }]).map_err(|error| self.poison(error))?;
+        drop(creating);
         self.advance_anchor();
         Ok(())
     }

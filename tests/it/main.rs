@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests prepare and inspect files as a user or an attacker would")]
 
 mod cli;
+mod concurrency;
 mod inspect;
 mod layers;
 mod permits;

@@ -3,26 +3,51 @@
 //! What is to be merged, and what may be dropped by it, is [`compaction`](crate::compaction)'s business; here it is carried out
 //! beside everything else that goes on.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Pause, Writing};
+use super::{Background, JobKind, Writing};
 use crate::compaction::plan::{ClaimId, Plan, grandparents, plan};
 use crate::compaction::run::{Job, Progress, sync_directories};
 use crate::db::Engine;
 use crate::db::catalog::{TableState, View};
 use crate::error::{Error, Result};
 use crate::format::manifest::Edit;
-use crate::io::{Step, Task};
+use crate::io::{Step, Task, Tick};
 use crate::keys::Seat;
 use crate::sstable::FinishedTable;
+use crate::types::Slot;
 use crate::version::Change;
+
+/// Tables to compact. A table is in the queue, or a compactor is at it, or there is nothing to do: read under one lock.
+#[derive(Default)]
+pub(super) struct Compactions {
+    /// Tables whose levels changed since they were last looked at, with the order in which they came.
+    queue: BTreeMap<Slot, (u64, Arc<TableState>)>,
+    came: u64,
+    /// How many compactors are at a table.
+    running: BTreeMap<Slot, usize>,
+}
+
+impl Background {
+    /// A compactor has left this table alone.
+    fn compaction_over(&self, slot: Slot) {
+        let mut compactions = self.compactions.lock();
+        if let Some(count) = compactions.running.get_mut(&slot) {
+            *count -= 1;
+            if *count == 0 {
+                compactions.running.remove(&slot);
+            }
+        }
+    }
+}
 
 /// Compacts tables, the most urgent first.
 pub(crate) struct Compactor {
     engine: Arc<Engine>,
     running: Option<Running>,
-    pause: Pause,
 }
 
 /// A compaction under way, and what it has taken of its table.
@@ -37,16 +62,24 @@ struct Running {
 
 impl Compactor {
     pub(crate) fn new(engine: Arc<Engine>) -> Compactor {
-        Compactor { engine, running: None, pause: Pause::new() }
+        Compactor { engine, running: None }
     }
 
-    /// The queued table with the most level-0 files.
-    fn take(&self) -> Option<Arc<TableState>> {
-        let mut queue = self.engine.background.compactions.lock();
-        let urgent = (0..queue.len()).max_by_key(|&index| queue[index].pressure.level_zero_files())?;
-        // Counted before it leaves the queue, so that nobody sees neither.
-        self.engine.background.compacting.fetch_add(1, Ordering::AcqRel);
-        queue.remove(urgent)
+    /// The queued table with the most level-0 files, of equals the first to come; or until when there is nothing to do.
+    fn take(&self) -> Result<Arc<TableState>, Option<Tick>> {
+        let background = &self.engine.background;
+        let resting = background.resting(JobKind::Compaction, self.engine.env.clock.tick());
+        let compactions = &mut *background.compactions.lock();
+        let due = compactions.queue.iter().filter(|(slot, _)| !resting.contains_key(slot));
+        let urgent = due.max_by_key(|(_, (came, table))| (table.pressure.level_zero_files(), Reverse(*came)));
+        let urgent = urgent.map(|(slot, _)| *slot);
+        match urgent.and_then(|slot| compactions.queue.remove(&slot)) {
+            Some((_, table)) => {
+                *compactions.running.entry(table.slot).or_default() += 1;
+                Ok(table)
+            }
+            None => Err(compactions.queue.keys().filter_map(|slot| resting.get(slot)).min().copied()),
+        }
     }
 
     /// Begin the compaction that a table needs most, if any.
@@ -106,28 +139,26 @@ impl Compactor {
         if let Some(running) = self.running.take() {
             running.table.structure.lock().busy.release(running.claim);
             self.engine.enqueue_compaction(&running.table);
-            self.engine.background.compacting.fetch_sub(1, Ordering::AcqRel);
+            self.engine.background.compaction_over(running.table.slot);
         }
     }
 
     /// A compaction, or the look whether there is one to do, is over.
     fn end(&mut self, table: &Arc<TableState>, outcome: Result<bool>) -> Step {
-        if !matches!(outcome, Ok(false)) && !table.is_dropped() {
+        // What fails because its table was dropped meanwhile has not failed.
+        let outcome = if table.is_dropped() { Ok(false) } else { outcome };
+        let is_over = matches!(outcome, Ok(false));
+        match outcome {
+            Ok(_) => self.engine.job_done(JobKind::Compaction, table),
+            Err(error) => self.engine.job_failed(JobKind::Compaction, table, error),
+        }
+        if !is_over {
             // There may be more to do, or it is to be tried again.
             self.engine.enqueue_compaction(table);
         }
-        self.engine.background.compacting.fetch_sub(1, Ordering::AcqRel);
-        match outcome {
-            Ok(_) => {
-                self.pause.reset();
-                self.engine.job_ended(&Ok(()));
-                Step::Again
-            }
-            Err(error) => {
-                self.engine.job_ended(&Err(error));
-                self.pause.after_failure(&self.engine)
-            }
-        }
+        self.engine.background.compaction_over(table.slot);
+        self.engine.background.progress.raise();
+        Step::Again
     }
 }
 
@@ -143,7 +174,10 @@ impl Task for Compactor {
             return self.engine.wait_for_work(seen, None);
         }
         let Some(mut running) = self.running.take() else {
-            let Some(table) = self.take() else { return self.engine.wait_for_work(seen, None) };
+            let table = match self.take() {
+                Ok(table) => table,
+                Err(again) => return self.engine.wait_for_work(seen, again),
+            };
             return match self.begin(&table) {
                 Ok(Some(running)) => {
                     self.running = Some(running);
@@ -170,39 +204,46 @@ impl Task for Compactor {
     }
 }
 
+impl Drop for Compactor {
+    fn drop(&mut self) {
+        self.engine.poison_if_panicking("a compactor");
+    }
+}
+
 impl Engine {
     /// Have a table's levels looked at.
     pub(crate) fn enqueue_compaction(&self, table: &Arc<TableState>) {
-        let mut queue = self.background.compactions.lock();
-        if !queue.iter().any(|queued| Arc::ptr_eq(queued, table)) {
-            queue.push_back(table.clone());
+        {
+            let mut compactions = self.background.compactions.lock();
+            compactions.came += 1;
+            let came = compactions.came;
+            compactions.queue.entry(table.slot).or_insert_with(|| (came, table.clone()));
         }
-        drop(queue);
         self.background.work.raise();
     }
 
     /// Compact one table until its plan is empty.
     pub(crate) fn compact_table(&self, table: &Arc<TableState>) -> Result<()> {
         self.flush_table(table)?;
-        self.enqueue_compaction(table);
-        self.settle_compactions()
+        self.compact_tables(std::slice::from_ref(table))
     }
 
     /// Compact every table in memory until all plans are empty.
     pub(crate) fn compact_all(&self) -> Result<()> {
         self.flush_all()?;
-        for table in self.catalog.all() {
-            if table.view.load().is_some() {
-                self.enqueue_compaction(&table);
-            }
-        }
-        self.settle_compactions()
+        let mut tables = self.catalog.all();
+        tables.retain(|table| table.view.load().is_some());
+        self.compact_tables(&tables)
     }
 
-    fn settle_compactions(&self) -> Result<()> {
+    fn compact_tables(&self, tables: &[Arc<TableState>]) -> Result<()> {
         self.background.resume();
-        self.settle(|| {
-            self.background.compacting.load(Ordering::Acquire) == 0 && self.background.compactions.lock().is_empty()
+        tables.iter().for_each(|table| self.enqueue_compaction(table));
+        let slots: BTreeSet<Slot> = tables.iter().map(|table| table.slot).collect();
+        self.settle(JobKind::Compaction, &slots, || {
+            let compactions = self.background.compactions.lock();
+            let mut busy = compactions.queue.keys().chain(compactions.running.keys());
+            !busy.any(|slot| slots.contains(slot))
         })
     }
 
@@ -210,7 +251,7 @@ impl Engine {
     fn install_compaction(&self, running: &Running, files: &[FinishedTable]) -> Result<()> {
         let Running { table, plan, .. } = running;
         sync_directories(&self.dir, files.iter().map(|file| file.record.number))?;
-        let _structure = table.structure.lock();
+        let structure = table.structure.lock();
         let Some(view) = table.view.load_full().filter(|_| !table.is_dropped()) else {
             return Err(Error::TableDropped { table: table.id });
         };
@@ -233,6 +274,7 @@ impl Engine {
         if !plan.is_move {
             plan.inputs().for_each(|(_, file)| self.readers.retire(file.clone()));
         }
+        drop(structure);
         self.advance_anchor();
         Ok(())
     }

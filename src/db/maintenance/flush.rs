@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Pause, Writing};
+use super::{JobKind, Writing};
 use crate::compaction::plan::flush_level;
 use crate::compaction::run::{Job, Progress, sync_directories};
 use crate::db::Engine;
 use crate::db::catalog::{Memory, TableState, View};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
 use crate::keys::Seat;
@@ -34,7 +34,6 @@ pub(super) struct FlushItem {
 pub(crate) struct Flusher {
     engine: Arc<Engine>,
     batch: Option<FlushBatch>,
-    pause: Pause,
 }
 
 /// The memtables that one manifest append will name.
@@ -49,11 +48,14 @@ struct FlushBatch {
 
 impl Flusher {
     pub(crate) fn new(engine: Arc<Engine>) -> Flusher {
-        Flusher { engine, batch: None, pause: Pause::new() }
+        Flusher { engine, batch: None }
     }
 
-    fn take_batch(&mut self) -> bool {
-        let mut gone = Vec::new();
+    /// Take the next batch, or say until when there is nothing to do.
+    fn take_batch(&mut self) -> Result<(), Option<Tick>> {
+        let began = self.engine.env.clock.tick();
+        let resting = self.engine.background.resting(JobKind::Flush, began);
+        let (mut gone, mut again) = (Vec::new(), None);
         let items: Vec<FlushItem> = {
             let mut queue = self.engine.background.flushes.lock();
             queue.retain(|item| {
@@ -62,41 +64,55 @@ impl Flusher {
                 !dropped
             });
             // They leave the queue only once they are on disk, so that a batch that failed is still there, in order.
-            queue.iter().take(FLUSH_TABLES_MAX).cloned().collect()
+            let is_due = |item: &&FlushItem| match resting.get(&item.table.slot) {
+                None => true,
+                Some(tick) => {
+                    again = Some(again.map_or(*tick, |again: Tick| again.min(*tick)));
+                    false
+                }
+            };
+            queue.iter().filter(is_due).take(FLUSH_TABLES_MAX).cloned().collect()
         };
         gone.iter().for_each(|item| self.engine.discharge(&item.table, &item.memory));
         if !gone.is_empty() {
             self.engine.background.progress.raise();
         }
         if items.is_empty() {
-            return false;
+            return Err(again);
         }
-        let Some(writing) = Writing::begin(&self.engine) else { return false };
-        let began = self.engine.env.clock.tick();
+        let writing = Writing::begin(&self.engine).ok_or(None)?;
         self.batch = Some(FlushBatch { items, outputs: Vec::new(), job: None, began, _writing: writing });
-        true
+        Ok(())
     }
 
     /// One step of the batch; whether it is done.
     fn advance(&mut self) -> Result<bool> {
         let Some(batch) = &mut self.batch else { return Ok(true) };
         if let Some(job) = &mut batch.job {
-            if let Progress::Done(files) = job.step()? {
-                batch.outputs.push(files);
-                batch.job = None;
+            match job.step() {
+                Ok(Progress::More { .. }) => {}
+                Ok(Progress::Done(files)) => {
+                    batch.outputs.push(files);
+                    batch.job = None;
+                }
+                Err(error) => self.leave_out(error),
             }
             return Ok(false);
         }
         let Some(item) = batch.items.get(batch.outputs.len()) else {
-            self.engine.install_flush(batch)?;
-            self.batch = None;
+            if !batch.items.is_empty() {
+                self.engine.install_flush(batch)?;
+            }
             return Ok(true);
         };
         let view = item.table.view.load_full().filter(|_| !item.table.is_dropped());
         match view {
             Some(view) => {
                 // The service's own permission: a user's revocation does not stop maintenance.
-                self.engine.acquire(&item.table, Seat::Service)?;
+                if let Err(error) = self.engine.acquire(&item.table, Seat::Service) {
+                    self.leave_out(error);
+                    return Ok(false);
+                }
                 let readers = self.engine.moments.readers(&self.engine.visible);
                 let mut context = self.engine.job_context(&item.table, &view);
                 // One file: every file of level 0 counts.
@@ -106,6 +122,36 @@ impl Flusher {
             None => batch.outputs.push(Vec::new()),
         }
         Ok(false)
+    }
+
+    /// The table whose turn it is cannot be flushed now: the others go on. None of its later memtables may be flushed before this one.
+    fn leave_out(&mut self, error: Error) {
+        let Some(batch) = &mut self.batch else { return };
+        batch.job = None;
+        let later = batch.items.split_off(batch.outputs.len());
+        let Some(table) = later.first().map(|item| item.table.clone()) else { return };
+        batch.items.extend(later.into_iter().filter(|item| !Arc::ptr_eq(&item.table, &table)));
+        // A dropped table's memtables are let go of before the next batch.
+        if !table.is_dropped() {
+            self.engine.job_failed(JobKind::Flush, &table, error);
+        }
+    }
+
+    /// The batch is over; the tables that are still in it were flushed, or failed together.
+    fn end(&mut self, outcome: Result<()>) {
+        let Some(batch) = &self.batch else { return };
+        let tables: BTreeMap<Slot, Arc<TableState>> =
+            batch.items.iter().map(|item| (item.table.slot, item.table.clone())).collect();
+        match &outcome {
+            Ok(()) => self.batch = None,
+            Err(_) => self.give_up(),
+        }
+        for table in tables.values() {
+            match &outcome {
+                Ok(()) => self.engine.job_done(JobKind::Flush, table),
+                Err(error) => self.engine.job_failed(JobKind::Flush, table, error.clone()),
+            }
+        }
     }
 
     /// Give the batch up; what it would have written is still in memory and in the log.
@@ -127,22 +173,23 @@ impl Task for Flusher {
             self.give_up();
             return self.engine.wait_for_work(seen, None);
         }
-        if self.batch.is_none() && !self.take_batch() {
-            return self.engine.wait_for_work(seen, None);
+        if self.batch.is_none()
+            && let Err(again) = self.take_batch()
+        {
+            return self.engine.wait_for_work(seen, again);
         }
         match self.advance() {
-            Ok(false) => Step::Again,
-            Ok(true) => {
-                self.pause.reset();
-                self.engine.job_ended(&Ok(()));
-                Step::Again
-            }
-            Err(error) => {
-                self.give_up();
-                self.engine.job_ended(&Err(error));
-                self.pause.after_failure(&self.engine)
-            }
+            Ok(false) => {}
+            Ok(true) => self.end(Ok(())),
+            Err(error) => self.end(Err(error)),
         }
+        Step::Again
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        self.engine.poison_if_panicking("the flusher");
     }
 }
 
@@ -162,8 +209,11 @@ impl Engine {
     /// Freeze everything in memory and wait until it is in sorted tables.
     pub(crate) fn flush_all(&self) -> Result<()> {
         self.check_writable()?;
-        let dirty: Vec<_> = self.background.dirty.lock().values().cloned().collect();
-        self.flush_tables(&dirty)
+        let mut tables = self.background.dirty.lock().clone();
+        // What was frozen before is to be waited for, too.
+        tables.extend(self.background.flushes.lock().iter().map(|item| (item.table.slot, item.table.clone())));
+        let tables: Vec<_> = tables.into_values().collect();
+        self.flush_tables(&tables)
     }
 
     fn flush_tables(&self, tables: &[Arc<TableState>]) -> Result<()> {
@@ -174,7 +224,7 @@ impl Engine {
             tables.iter().for_each(|table| self.freeze(table));
         }
         let done = || tables.iter().all(|table| table.view.load().as_ref().is_none_or(|view| view.frozen.is_empty()));
-        self.settle(done)
+        self.settle(JobKind::Flush, &tables.iter().map(|table| table.slot).collect(), done)
     }
 
     /// Name a batch's files in the manifest and show them to readers.

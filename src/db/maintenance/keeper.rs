@@ -1,4 +1,4 @@
-//! The keeper: time, log segments, and files that nobody needs.
+//! The ticker: time. The keeper: log segments, and files that nobody needs.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,13 +8,48 @@ use crate::db::Engine;
 use crate::db::catalog::TableState;
 use crate::error::Result;
 use crate::format::manifest::Edit;
-use crate::io::{Step, Task};
+use crate::io::{Step, Task, Tick};
+use crate::types::FileNumber;
 use crate::wal::LogWriter;
 
-/// How often the keeper looks around; the resolution of permits.
+/// How often the ticker and the keeper look around; the resolution of permits.
 const KEEPER_PERIOD: Duration = Duration::from_millis(100);
 
-/// Looks after time, log segments and files that nobody needs.
+/// Keeps the store's tick. A task of its own that never waits for a disk or a provider: while the tick stands still, no permit ends.
+pub(crate) struct Ticker {
+    engine: Arc<Engine>,
+}
+
+impl Ticker {
+    pub(crate) fn new(engine: Arc<Engine>) -> Ticker {
+        Ticker { engine }
+    }
+}
+
+impl Task for Ticker {
+    fn step(&mut self) -> Step {
+        let engine = &self.engine;
+        if engine.background.stopping() {
+            return Step::Done;
+        }
+        let signal = engine.background.quit.clone();
+        let seen = signal.count();
+        engine.tick.store(engine.keys.advance());
+        let deadline = engine.env.clock.tick().after(KEEPER_PERIOD);
+        Step::Wait { signal, seen, clock: engine.env.clock.clone(), deadline: Some(deadline) }
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Every permit has ended as far as operations can tell, so each asks anew.
+            self.engine.tick.store(Tick(u64::MAX));
+        }
+    }
+}
+
+/// Looks after log segments and files that nobody needs.
 pub(crate) struct Keeper {
     engine: Arc<Engine>,
 }
@@ -33,7 +68,6 @@ impl Task for Keeper {
         }
         let signal = engine.background.quit.clone();
         let seen = signal.count();
-        engine.tick.store(engine.keys.advance());
         if engine.poison.get().is_none() {
             let paused = engine.background.paused.load(Ordering::SeqCst);
             if !paused && engine.log.wants_spare(engine.options.log_segment_bytes) {
@@ -47,8 +81,8 @@ impl Task for Keeper {
                     .and_then(|number| engine.manifest.rewrite(number))
                     .map_err(|error| engine.poison(error));
             }
+            engine.readers.remove_obsolete();
         }
-        engine.readers.remove_obsolete();
         let deadline = engine.env.clock.tick().after(KEEPER_PERIOD);
         Step::Wait { signal, seen, clock: engine.env.clock.clone(), deadline: Some(deadline) }
     }
@@ -84,10 +118,7 @@ impl Engine {
 
     /// Freeze the memtables that hold the oldest segment while the log is over its limit.
     fn relieve_log(&self) {
-        if self.log.total_bytes() <= self.options.log_bytes_max {
-            return;
-        }
-        let Some(oldest) = self.background.segments.lock().keys().next().copied() else { return };
+        let Some(oldest) = self.segment_to_relieve() else { return };
         let owners: Vec<_> = {
             let dirty = self.background.dirty.lock();
             let begins = |table: &&Arc<TableState>| {
@@ -95,12 +126,15 @@ impl Engine {
             };
             dirty.values().filter(begins).cloned().collect()
         };
-        {
-            let _writer = self.writer.lock();
-            owners.iter().for_each(|table| self.freeze(table));
+        let _writer = self.writer.lock();
+        owners.iter().for_each(|table| self.freeze(table));
+    }
+
+    /// The oldest segment that anybody needs, while the log is over its limit.
+    pub(in crate::db) fn segment_to_relieve(&self) -> Option<FileNumber> {
+        if self.log.total_bytes() <= self.options.log_bytes_max {
+            return None;
         }
-        if owners.is_empty() {
-            self.load_owner_of(oldest);
-        }
+        self.background.segments.lock().keys().next().copied()
     }
 }

@@ -3,46 +3,46 @@
 //! ```text
 //! flusher    frozen memtables become sorted tables: all files synced, directories synced, one manifest append
 //! compactor  sorted tables are merged, those of the table with the most level-0 files first
-//! keeper     a few times a second: the tick that permits are compared with, the next log segment, memtables that hold the
-//!            oldest one, files that nobody needs
+//! ticker     a few times a second: the tick that permits are compared with, and nothing that could keep it waiting
+//! keeper     a few times a second: the next log segment, memtables that hold the oldest one, files that nobody needs
 //! warden     permits to renew, tables to put away; a task of its own because it asks providers (load.rs)
 //! pressure   what memtables cost, and how writers are slowed
+//! failures   what became of jobs that failed
 //! ```
 //!
 //! Each is a [`Task`] in steps of at most a MiB, so that a simulation can stop between any two. A job that fails is given up
 //! whole (its files are removed) and tried again after a pause that doubles; what it would have written is still in the
-//! log or in its inputs. Only the log and the manifest poison the store.
+//! log or in its inputs. The pause is the table's alone: one whose key is refused or whose files are damaged keeps no other waiting.
+//! Only the log and the manifest poison the store.
 
 mod compact;
+mod failures;
 mod flush;
 mod keeper;
 mod pressure;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use self::compact::Compactions;
 pub(super) use self::compact::Compactor;
+use self::failures::{Failure, JobKind};
 use self::flush::FlushItem;
 pub(super) use self::flush::Flusher;
-pub(super) use self::keeper::Keeper;
+pub(super) use self::keeper::{Keeper, Ticker};
 use super::Engine;
 use super::catalog::{TableState, View};
 use crate::compaction::run::JobContext;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::FileName;
 use crate::format::manifest::Edit;
 use crate::io::{Signal, Step, Tick};
 use crate::sstable::FinishedTable;
 use crate::types::{FileNumber, Slot};
 use crate::version::TableFile;
-
-/// The pause after a job failed for the first time; it doubles up to [`PAUSE_MAX`].
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What background tasks and writers tell each other.
 pub(crate) struct Background {
@@ -58,21 +58,18 @@ pub(crate) struct Background {
     /// Raised when tasks are asked to end.
     pub(in crate::db) quit: Arc<Signal>,
     /// Tables that somebody has or had a permit for since they were last put away.
-    pub(in crate::db) in_use: Mutex<HashMap<Slot, Arc<TableState>>>,
+    pub(in crate::db) in_use: Mutex<BTreeMap<Slot, Arc<TableState>>>,
     /// Bytes of all memtables, frozen ones included.
     memory_bytes: AtomicUsize,
     /// Tables whose active memtable has entries.
-    dirty: Mutex<HashMap<Slot, Arc<TableState>>>,
+    dirty: Mutex<BTreeMap<Slot, Arc<TableState>>>,
     /// Frozen memtables, oldest first.
     flushes: Mutex<VecDeque<FlushItem>>,
-    /// Tables whose levels changed since they were last looked at.
-    compactions: Mutex<VecDeque<Arc<TableState>>>,
-    /// Compactions that run now.
-    compacting: AtomicUsize,
+    compactions: Mutex<Compactions>,
     /// Memtables by the log segment of their first entry.
     segments: Mutex<BTreeMap<FileNumber, usize>>,
-    /// Why the last background job failed, until one succeeds.
-    failure: Mutex<Option<Error>>,
+    /// Why the last job of a kind failed for a table, until one succeeds.
+    failures: Mutex<BTreeMap<(JobKind, Slot), Failure>>,
     /// Bytes per second that flushes have been writing lately.
     drain_rate: AtomicU64,
     /// Nanoseconds that writers owe for being let in while work was behind.
@@ -93,9 +90,8 @@ impl Background {
             dirty: Mutex::default(),
             flushes: Mutex::default(),
             compactions: Mutex::default(),
-            compacting: AtomicUsize::new(0),
             segments: Mutex::default(),
-            failure: Mutex::default(),
+            failures: Mutex::default(),
             drain_rate: AtomicU64::new(64 << 20),
             debt_ns: AtomicU64::new(0),
         }
@@ -161,19 +157,6 @@ impl Engine {
         });
     }
 
-    /// Wait until `done`, or until background work fails.
-    fn settle(&self, done: impl Fn() -> bool) -> Result<()> {
-        let mut failed = None;
-        self.wait_for_progress(None, &mut || {
-            failed = self.background.failure.lock().clone();
-            failed.is_some() || done()
-        });
-        match failed {
-            Some(error) if !done() => Err(error),
-            _ => self.check_writable(),
-        }
-    }
-
     /// Close every file that is open for writing, durably.
     pub(in crate::db) fn quiesce(&self) -> Result<()> {
         self.check_writable()?;
@@ -194,12 +177,6 @@ impl Engine {
 
     fn wait_for_work(&self, seen: u64, deadline: Option<Tick>) -> Step {
         Step::Wait { signal: self.background.work.clone(), seen, clock: self.env.clock.clone(), deadline }
-    }
-
-    /// Note how a background job went, and wake whoever waits for it.
-    fn job_ended(&self, outcome: &Result<()>) {
-        *self.background.failure.lock() = outcome.as_ref().err().cloned();
-        self.background.progress.raise();
     }
 
     fn job_context(self: &Arc<Engine>, table: &TableState, view: &View) -> JobContext {
@@ -232,29 +209,6 @@ impl Engine {
 
     fn take_in(&self, file: &FinishedTable) -> Arc<TableFile> {
         self.readers.new_file(TableFile::new(file.record.clone(), file.smallest.clone(), file.largest.clone()))
-    }
-}
-
-/// A pause that doubles with each failure in a row.
-struct Pause {
-    next: Duration,
-}
-
-impl Pause {
-    fn new() -> Pause {
-        Pause { next: PAUSE_MIN }
-    }
-
-    fn reset(&mut self) {
-        self.next = PAUSE_MIN;
-    }
-
-    fn after_failure(&mut self, engine: &Engine) -> Step {
-        let deadline = engine.env.clock.tick().after(self.next);
-        self.next = (self.next * 2).min(PAUSE_MAX);
-        // Not for work: what is added meanwhile would fail the same way.
-        let signal = engine.background.quit.clone();
-        Step::Wait { seen: signal.count(), signal, clock: engine.env.clock.clone(), deadline: Some(deadline) }
     }
 }
 

@@ -7,16 +7,19 @@
 //!                                           flushing time        reason why there is none
 //! ```
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::JobKind;
 use crate::db::Engine;
 use crate::db::batch::WriteSet;
 use crate::db::catalog::{Memory, TableState, View};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::types::FileNumber;
+use crate::types::{FileNumber, Slot};
 
 /// A delay shorter than this is saved up.
 const DELAY_MIN: Duration = Duration::from_millis(1);
@@ -75,16 +78,27 @@ impl Engine {
         // What is frozen already will be gone without this.
         let frozen: usize = self.background.flushes.lock().iter().map(|item| item.memory.table.bytes()).sum();
         let mut active = self.background.memory_bytes.load(Ordering::Relaxed).saturating_sub(frozen);
-        while active > self.options.write_budget_bytes / 2 {
-            let largest = {
-                let dirty = self.background.dirty.lock();
-                let bytes =
-                    |table: &Arc<TableState>| table.view.load().as_ref().map_or(0, |view| view.active.table.bytes());
-                dirty.values().max_by_key(|table| bytes(table)).map(|table| (table.clone(), bytes(table)))
-            };
-            let Some((table, bytes)) = largest else { return };
+        if active <= self.options.write_budget_bytes / 2 {
+            return;
+        }
+        let bytes = |table: &TableState| table.view.load().as_ref().map_or(0, |view| view.active.table.bytes());
+        let mut tables: Vec<_> =
+            self.background.dirty.lock().values().map(|table| (bytes(table), table.clone())).collect();
+        tables.sort_by_key(|(bytes, table)| (Reverse(*bytes), table.slot));
+        for (bytes, table) in tables {
+            if active <= self.options.write_budget_bytes / 2 {
+                return;
+            }
             self.freeze(&table);
-            active = active.saturating_sub(bytes.max(1));
+            active = active.saturating_sub(bytes);
+        }
+    }
+
+    /// As [`relieve_budget`](Engine::relieve_budget), for those who do not hold the writer's lock.
+    pub(in crate::db) fn relieve_budget_soon(&self) {
+        if self.background.memory_bytes.load(Ordering::Relaxed) >= self.options.write_budget_bytes {
+            let _writer = self.writer.lock();
+            self.relieve_budget();
         }
     }
 
@@ -123,11 +137,14 @@ impl Engine {
                 self.check_writable()
             }
             Congestion::Full => {
+                // Background work may be quiet, and what is in memory may have come from the log: then nobody is at it yet.
+                self.background.resume();
+                self.relieve_budget_soon();
                 self.events.event(&Event::StallBegan);
                 let began = self.env.clock.tick();
                 let mut failed = None;
                 self.wait_for_progress(None, &mut || {
-                    failed = self.background.failure.lock().clone();
+                    failed = self.hindrance(writes.tables());
                     failed.is_some() || congestion() != Congestion::Full
                 });
                 let lasted_ms = self.env.clock.tick().0.saturating_sub(began.0) / 1_000_000;
@@ -138,6 +155,21 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Why there will be no room soon: everything that is to be flushed has failed lately, or the compaction of one of these tables
+    /// with too many files of level 0.
+    fn hindrance(&self, tables: &[Arc<TableState>]) -> Option<Error> {
+        let is_full =
+            |table: &&Arc<TableState>| table.pressure.level_zero_files() >= self.options.level_zero_stop_files;
+        let full = tables.iter().filter(is_full).map(|table| table.slot).collect();
+        if let Some(error) = self.background.failure(JobKind::Compaction, &full) {
+            return Some(error);
+        }
+        let to_flush: BTreeSet<Slot> = self.background.flushes.lock().iter().map(|item| item.table.slot).collect();
+        let failures = self.background.failures.lock();
+        let all = to_flush.iter().map(|slot| failures.get(&(JobKind::Flush, *slot))).collect::<Option<Vec<_>>>()?;
+        all.first().map(|failure| failure.error.clone())
     }
 
     fn congestion(&self, tables: &[Arc<TableState>]) -> Congestion {

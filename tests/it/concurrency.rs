@@ -1,0 +1,372 @@
+//! What happens in between: calls that meet a close, a drop, a second creator, a refused key or a full budget.
+//!
+//! Most of it runs in simulated time, where a wait that nobody ends is reported as a deadlock.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use strongroom::io::fault::{FaultVfs, Operation, Rule};
+use strongroom::io::sim::Simulation;
+use strongroom::io::{Environment, Vfs};
+use strongroom::keys::{
+    DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EngineKeyRequest, GenerateDataKeyRequest, GeneratedDataKey,
+    KeyDescription, ProviderDescription, ProviderResult,
+};
+use strongroom::{Durability, ErrorKind, KeyProvider, LocalKms, MasterKey, Store, StoreOptions, TableOptions};
+
+/// The local provider, which does something else first when it is asked for a new key.
+struct Hooked {
+    kms: LocalKms,
+    hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Hooked {
+    fn new(environment: Environment) -> Arc<Hooked> {
+        let kms = LocalKms::in_memory(environment).unwrap();
+        kms.create_key(Some("alias/tenant"), "a tenant's").unwrap();
+        Arc::new(Hooked { kms, hook: Mutex::new(None) })
+    }
+
+    fn before_the_next_key(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.hook.lock() = Some(Box::new(hook));
+    }
+}
+
+impl std::fmt::Debug for Hooked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hooked")
+    }
+}
+
+impl KeyProvider for Hooked {
+    fn describe(&self) -> ProviderDescription {
+        self.kms.describe()
+    }
+
+    fn describe_key(&self, request: &DescribeKeyRequest) -> ProviderResult<KeyDescription> {
+        self.kms.describe_key(request)
+    }
+
+    fn generate_data_key(&self, request: &GenerateDataKeyRequest) -> ProviderResult<GeneratedDataKey> {
+        let hook = self.hook.lock().take();
+        if let Some(hook) = hook {
+            hook();
+        }
+        self.kms.generate_data_key(request)
+    }
+
+    fn decrypt(&self, request: &DecryptRequest) -> ProviderResult<DecryptedDataKey> {
+        self.kms.decrypt(request)
+    }
+
+    fn managed_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
+        self.kms.managed_key(request)
+    }
+
+    fn owned_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
+        self.kms.owned_key(request)
+    }
+}
+
+fn small() -> StoreOptions {
+    let mut options = StoreOptions::default();
+    options.memtable_bytes = 4 << 10;
+    options.write_budget_bytes = 64 << 10;
+    options.log_segment_bytes = 64 << 10;
+    options.table_file_bytes = 4 << 10;
+    options.level_one_bytes = 16 << 10;
+    options
+}
+
+struct World {
+    simulation: Simulation,
+    disk: FaultVfs,
+    provider: Arc<Hooked>,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let simulation = Simulation::new(seed);
+        let disk = FaultVfs::new(simulation.vfs.clone());
+        let provider = Hooked::new(simulation.environment());
+        World { simulation, disk, provider }
+    }
+
+    fn builder(&self, options: StoreOptions) -> strongroom::Builder {
+        let environment = Environment { vfs: Arc::new(self.disk.clone()), ..self.simulation.environment() };
+        Store::builder("/store").environment(environment).shared_key_provider(self.provider.clone()).options(options)
+    }
+
+    /// A store with one table for each of these names.
+    fn store(&self, tables: &[&str]) -> Store {
+        let store = self.builder(small()).create().unwrap();
+        for name in tables {
+            store.create_table(name, TableOptions::new()).unwrap();
+        }
+        store
+    }
+
+    fn sorted_files(&self) -> usize {
+        let folders = self.disk.read_dir(Path::new("/store/sst")).unwrap();
+        let count = |name: &str| self.disk.read_dir(&Path::new("/store/sst").join(name)).unwrap().len();
+        folders.iter().map(|folder| count(&folder.name)).sum()
+    }
+}
+
+#[test]
+fn a_creator_who_comes_second_does_not_clear_the_store_of_the_first() {
+    // Both saw an empty place. The second gets the lock when the first has written, closed and gone: what it would clear
+    // away as unfinished is somebody's data.
+    let world = World::new(1);
+    let first = world.builder(small());
+    world.provider.before_the_next_key(move || {
+        let store = first.create().unwrap();
+        store.create_table("t", TableOptions::new()).unwrap().put("k", "v").unwrap();
+        store.close().unwrap();
+    });
+    assert_eq!(world.builder(small()).create().unwrap_err().kind(), ErrorKind::AlreadyExists);
+    let store = world.builder(small()).open().unwrap();
+    assert_eq!(store.table("t").unwrap().get("k").unwrap().as_deref(), Some(&b"v"[..]));
+}
+
+#[test]
+fn a_table_is_not_created_behind_a_close() {
+    // What is written to the manifest behind the length that the close recorded makes the store unreadable.
+    let world = World::new(2);
+    let store = world.store(&["t"]);
+    let closer = store.clone();
+    world.provider.before_the_next_key(move || closer.close().unwrap());
+    assert_eq!(store.create_table("late", TableOptions::new()).unwrap_err().kind(), ErrorKind::Closed);
+    let store = world.builder(small()).open().unwrap();
+    assert!(store.recovery().clean);
+    assert_eq!(store.table_names(), ["t"]);
+    assert!(store.recovery().set_aside_files.is_empty(), "{:?}", store.recovery());
+}
+
+#[test]
+fn a_closed_store_answers_nothing() {
+    // A cursor or table that still reads would do so under permits that nobody ends any more.
+    let world = World::new(3);
+    let store = world.store(&["t"]);
+    let table = store.table("t").unwrap();
+    table.put("a", "1").unwrap();
+    table.put("b", "2").unwrap();
+    let (mut cursor, mut range, snapshot) = (table.cursor().unwrap(), table.iter(), store.snapshot());
+    cursor.first().unwrap();
+    range.next().unwrap().unwrap();
+    store.close().unwrap();
+    let kinds = [
+        table.get("a").unwrap_err().kind(),
+        table.put("a", "2").unwrap_err().kind(),
+        cursor.next().unwrap_err().kind(),
+        range.next().unwrap().unwrap_err().kind(),
+        snapshot.get(&table, "a").unwrap_err().kind(),
+        store.sync().unwrap_err().kind(),
+        store.flush().unwrap_err().kind(),
+        store.quiesce().unwrap_err().kind(),
+        store.drop_table("t").unwrap_err().kind(),
+        table.describe().unwrap_err().kind(),
+    ];
+    assert_eq!(kinds, [ErrorKind::Closed; 10]);
+}
+
+#[test]
+fn a_batch_over_too_many_tables_is_refused_and_harms_nothing() {
+    // An envelope lists what a group consists of, and has an end. If that showed only while the group is written, the
+    // store would be read-only afterwards.
+    let store = Store::temporary().unwrap();
+    let names: Vec<String> = (0..16_400).map(|number| number.to_string()).collect();
+    let wanted: Vec<(&str, TableOptions)> = names.iter().map(|name| (name.as_str(), TableOptions::new())).collect();
+    let tables = store.create_tables(&wanted).unwrap();
+    let mut batch = store.batch();
+    tables.iter().for_each(|table| drop(batch.put(table, "k", "v")));
+    assert_eq!(batch.commit().unwrap_err().kind(), ErrorKind::LimitExceeded);
+    assert_eq!(tables[0].get("k").unwrap(), None);
+    let mut batch = store.batch();
+    tables[..16_000].iter().for_each(|table| drop(batch.put(table, "k", "v")));
+    batch.commit_with(Durability::Sync).unwrap();
+    assert!(tables[15_999].contains_key("k").unwrap());
+}
+
+#[test]
+fn a_table_whose_key_is_refused_keeps_no_other_from_being_flushed_or_compacted() {
+    // One tenant disables its key: the others must not notice.
+    let world = World::new(4);
+    let store = world.store(&["other"]);
+    let options = TableOptions::new().master_key(MasterKey::customer("alias/tenant"));
+    let tenant = store.create_table("tenant", options).unwrap();
+    let other = store.table("other").unwrap();
+    tenant.put("k", "v").unwrap();
+    world.provider.kms.disable("alias/tenant").unwrap();
+    assert_eq!(tenant.flush().unwrap_err().kind(), ErrorKind::KeyUnavailable);
+    for round in 0..40 {
+        for key in 0..20 {
+            other.put(format!("{key}"), vec![round; 500]).unwrap();
+        }
+        other.flush().unwrap();
+    }
+    other.compact().unwrap();
+    assert_eq!(store.flush().unwrap_err().kind(), ErrorKind::KeyUnavailable);
+    assert_eq!(tenant.get("k").unwrap_err().kind(), ErrorKind::KeyUnavailable);
+    world.provider.kms.enable("alias/tenant").unwrap();
+    tenant.flush().unwrap();
+    store.flush().unwrap();
+    assert_eq!(tenant.get("k").unwrap().as_deref(), Some(&b"v"[..]));
+    assert_eq!(other.iter().count(), 20);
+}
+
+#[test]
+fn a_dropped_table_neither_fails_the_work_of_others_nor_leaves_files() {
+    // Whoever waits for a flush must not be told of a table that is none of his, and what was being written for the
+    // dropped one is nobody's.
+    for steps in 0..40 {
+        let world = World::new(100 + steps as u64);
+        let store = world.store(&["gone", "stays"]);
+        let (gone, stays) = (store.table("gone").unwrap(), store.table("stays").unwrap());
+        for key in 0..30u32 {
+            // Each freezes a memtable.
+            gone.put(key.to_string(), vec![1; 5000]).unwrap();
+            stays.put(key.to_string(), vec![1; 5000]).unwrap();
+        }
+        world.simulation.scheduler.run_some(steps);
+        store.drop_table("gone").unwrap();
+        store.flush().unwrap();
+        store.compact().unwrap();
+        assert_eq!(stays.iter().count(), 30);
+        assert_eq!(gone.get("1").unwrap_err().kind(), ErrorKind::Closed);
+        drop((stays, gone));
+        store.close().unwrap();
+        drop(store);
+        let store = world.builder(small()).open().unwrap();
+        assert!(store.recovery().clean);
+        let removed = store.recovery().removed_files.iter().filter(|file| file.ends_with(".sst"));
+        assert_eq!(removed.count(), 0, "after {steps} steps: {:?}", store.recovery());
+    }
+}
+
+#[test]
+fn flush_waits_for_what_was_frozen_before() {
+    // "Return once it is there" holds also for what began to be written before the call.
+    let world = World::new(5);
+    let store = world.store(&["t"]);
+    store.table("t").unwrap().put("k", vec![1; 8000]).unwrap();
+    assert_eq!(world.sorted_files(), 0);
+    store.flush().unwrap();
+    assert_eq!(world.sorted_files(), 1);
+}
+
+#[test]
+fn what_was_replayed_is_flushed_when_it_leaves_no_room() {
+    // The log of a store with a large budget, opened with a small one: if nobody froze what comes from the log, the first
+    // write would wait for ever.
+    let world = World::new(6);
+    let mut options = small();
+    (options.memtable_bytes, options.write_budget_bytes) = (1 << 20, 16 << 20);
+    let names: Vec<String> = (0..10).map(|number| format!("t{number}")).collect();
+    let store = world.builder(options).create().unwrap();
+    for name in &names {
+        let table = store.create_table(name, TableOptions::new()).unwrap();
+        (0..10u8).for_each(|key| table.put([key], vec![7; 3000]).unwrap());
+    }
+    store.close().unwrap();
+    drop(store);
+    let mut options = small();
+    (options.memtable_bytes, options.write_budget_bytes) = (64 << 10, 64 << 10);
+    let store = world.builder(options).open().unwrap();
+    for name in &names {
+        assert_eq!(store.table(name).unwrap().iter().count(), 10);
+    }
+    store.table("t0").unwrap().put("new", "entry").unwrap();
+}
+
+#[test]
+fn a_full_store_that_was_quieted_takes_writes_again() {
+    // `quiesce` stops background work until the next write, which may have to wait for that very work.
+    let world = World::new(7);
+    let store = world.store(&["t"]);
+    let table = store.table("t").unwrap();
+    let mut batch = store.batch();
+    for key in 0..40u8 {
+        batch.put(&table, [key], vec![7; 3000]);
+    }
+    batch.commit().unwrap();
+    store.quiesce().unwrap();
+    table.put("k", "v").unwrap();
+    assert_eq!(table.iter().count(), 41);
+}
+
+#[test]
+fn a_cursor_that_failed_does_not_say_that_it_has_come_to_the_end() {
+    // Whoever tries again after an error would take a part of the table for the whole.
+    let world = World::new(8);
+    let store = world.store(&["t"]);
+    let table = store.table("t").unwrap();
+    for key in 0..200u32 {
+        table.put(format!("{key:05}"), vec![7; 300]).unwrap();
+    }
+    store.compact().unwrap();
+    drop((table, store));
+    let store = world.builder(small()).open().unwrap();
+    let table = store.table("t").unwrap();
+    let mut cursor = table.cursor().unwrap();
+    cursor.first().unwrap();
+    world.disk.inject(Rule::on(Operation::Read).path(|path| path.extension().is_some_and(|end| end == "sst")));
+    let failed = loop {
+        match cursor.next() {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the end came before the error"),
+            Err(error) => break error.kind(),
+        }
+    };
+    assert_eq!(failed, ErrorKind::Io);
+    assert!(cursor.next().is_err(), "where it stands is not known");
+    assert!(cursor.prev().is_err());
+    assert!(cursor.first().unwrap().is_some());
+    let mut count = 1;
+    while cursor.next().unwrap().is_some() {
+        count += 1;
+    }
+    assert_eq!(count, 200);
+}
+
+#[test]
+fn permits_end_while_the_disk_hangs() {
+    // The moment that permits are compared with must not stand still with whoever waits for a file: a revoked key would
+    // be usable for as long as the disk hangs.
+    let provider = Hooked::new(Environment::os());
+    let disk = FaultVfs::new(Arc::new(strongroom::io::mem::MemVfs::unjournaled()));
+    let mut options = small();
+    options.permit = Duration::from_millis(300);
+    options.memtable_bytes = 64 << 10;
+    let store = Store::builder("/store")
+        .environment(Environment { vfs: Arc::new(disk.clone()), ..Environment::os() })
+        .shared_key_provider(provider.clone())
+        .options(options)
+        .create()
+        .unwrap();
+    let settings = TableOptions::new().master_key(MasterKey::customer("alias/tenant"));
+    let table = store.create_table("tenant", settings).unwrap();
+    let goes_on = Arc::new(AtomicBool::new(false));
+    let hung = Arc::new(AtomicBool::new(false));
+    let (waits, says) = (goes_on.clone(), hung.clone());
+    let is_log = |path: &Path| path.starts_with("/store/wal");
+    disk.inject(Rule::on(Operation::Create).path(is_log).call(move |_, _| {
+        says.store(true, Ordering::SeqCst);
+        while !waits.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }));
+    // More than half a segment: the next one is prepared in the background, which hangs.
+    table.put("k", vec![7; 40 << 10]).unwrap();
+    while !hung.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    provider.kms.disable("alias/tenant").unwrap();
+    std::thread::sleep(Duration::from_millis(900));
+    let answer = table.get("k").map(|_| ()).map_err(|error| error.kind());
+    goes_on.store(true, Ordering::SeqCst);
+    assert_eq!(answer, Err(ErrorKind::KeyUnavailable));
+}
