@@ -31,6 +31,7 @@ use crate::crypto::{Suite, TableKey};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventSink};
 use crate::format::keyfile::{KeyFile, KeyState, MasterKind, SystemKeyFile};
+use crate::format::log::LogPoint;
 use crate::format::manifest::{Edit, KeyPin};
 use crate::format::{DIRECTORIES, FileName};
 use crate::io::directory::{Directory, refused};
@@ -698,7 +699,13 @@ impl Engine {
         let end = match writer.has_segment() {
             true => end,
             // Nothing was committed: the segment that is ready is empty.
-            false => self.log.spare_end().unwrap_or(end),
+            false => {
+                if end == LogPoint::default() {
+                    // There is none at all any more if the store was quieted: the end must be in some segment.
+                    self.prepare_segment()?;
+                }
+                self.log.spare_end().unwrap_or(end)
+            }
         };
         let tag = writer.last_tag();
         let last = SegmentEnd { end_bytes: end.end_bytes, tag };

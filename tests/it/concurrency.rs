@@ -370,3 +370,120 @@ fn permits_end_while_the_disk_hangs() {
     goes_on.store(true, Ordering::SeqCst);
     assert_eq!(answer, Err(ErrorKind::KeyUnavailable));
 }
+
+#[test]
+fn a_store_that_was_quieted_before_its_first_write_closes_cleanly() {
+    // The close names the place where the log ends, also when there is no log.
+    let world = World::new(9);
+    let store = world.store(&["t"]);
+    store.quiesce().unwrap();
+    store.close().unwrap();
+    drop(store);
+    let store = world.builder(small()).open().unwrap();
+    assert!(store.recovery().clean);
+    store.quiesce().unwrap();
+    store.close().unwrap();
+    drop(store);
+    assert!(world.builder(small()).open().unwrap().recovery().clean);
+}
+
+#[test]
+fn everything_at_once_ends_in_a_store_that_opens_cleanly() {
+    // Threads that write, read, flush, compact, create and drop until somebody closes: no deadlock, no error but those of
+    // what is gone, nothing lost.
+    for round in 0..6 {
+        everything_at_once(round);
+    }
+}
+
+fn everything_at_once(round: u64) {
+    let environment = Environment { vfs: Arc::new(strongroom::io::mem::MemVfs::unjournaled()), ..Environment::os() };
+    let provider = Hooked::new(environment.clone());
+    let builder = || {
+        let mut options = small();
+        options.compaction_threads = 2;
+        options.level_zero_files = 2;
+        Store::builder("/store").environment(environment.clone()).shared_key_provider(provider.clone()).options(options)
+    };
+    let store = builder().create().unwrap();
+    let steady: Vec<_> =
+        (0..3).map(|n| store.create_table(&format!("steady {n}"), TableOptions::new()).unwrap()).collect();
+    let gone = |error: &strongroom::Error| error.kind() == ErrorKind::Closed || error.kind() == ErrorKind::NotFound;
+    let written: Vec<u32> = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..3usize)
+            .map(|n| {
+                let (store, steady) = (&store, &steady);
+                scope.spawn(move || {
+                    for number in 0.. {
+                        let mut batch = store.batch();
+                        let value = vec![n as u8; 300];
+                        steady.iter().for_each(|table| drop(batch.put(table, format!("{n} {number:06}"), &value)));
+                        match batch.commit() {
+                            Ok(()) => {}
+                            Err(error) if gone(&error) => return number,
+                            Err(error) => panic!("writer {n}: {error}"),
+                        }
+                    }
+                    0
+                })
+            })
+            .collect();
+        for n in 0..2 {
+            let store = &store;
+            scope.spawn(move || {
+                let name = format!("passing {n}");
+                let run = || -> strongroom::Result<()> {
+                    loop {
+                        let table = store.create_table(&name, TableOptions::new())?;
+                        for key in 0..60u32 {
+                            table.put(key.to_be_bytes(), vec![7; 600])?;
+                        }
+                        let walk = table.iter();
+                        store.drop_table(&name)?;
+                        for item in walk {
+                            match item {
+                                Err(error) if gone(&error) => break,
+                                item => drop(item?),
+                            }
+                        }
+                    }
+                };
+                let error = run().unwrap_err();
+                assert!(gone(&error), "passing {n}: {error}");
+            });
+        }
+        for n in 0..2 {
+            let (store, steady) = (&store, &steady);
+            scope.spawn(move || {
+                let run = || -> strongroom::Result<()> {
+                    loop {
+                        match n {
+                            0 => store.flush()?,
+                            _ => steady[0].compact()?,
+                        }
+                        let snapshot = store.snapshot();
+                        let counts: Vec<usize> =
+                            steady.iter().map(|table| snapshot.iter(table).take_while(Result::is_ok).count()).collect();
+                        snapshot.get(&steady[0], "x")?;
+                        assert!(counts.iter().all(|count| *count == counts[0]), "a batch is seen whole: {counts:?}");
+                    }
+                };
+                let error = run().unwrap_err();
+                assert!(gone(&error), "maintenance {n}: {error}");
+            });
+        }
+        std::thread::sleep(Duration::from_millis(150 + 70 * round));
+        store.close().unwrap();
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+    });
+    drop((steady, store));
+    let store = builder().open().unwrap();
+    assert!(store.recovery().clean);
+    for n in 0..3 {
+        let table = store.table(&format!("steady {n}")).unwrap();
+        // A commit that was refused for the close may still have been in time.
+        let count = table.iter().map(Result::unwrap).count();
+        let least: u32 = written.iter().sum();
+        assert!((least as usize..=least as usize + 3).contains(&count), "{count} of {least}");
+    }
+}

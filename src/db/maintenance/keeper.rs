@@ -100,7 +100,7 @@ impl Engine {
     }
 
     /// Make the next log segment, durable and named by the manifest, so that taking it into use costs nothing.
-    fn prepare_segment(&self) -> Result<()> {
+    pub(in crate::db) fn prepare_segment(&self) -> Result<()> {
         // One at a time, so that numbers reach the manifest in order; whoever waited for the other may find it done.
         let _preparing = self.preparing.lock();
         if self.log.spare_end().is_some() {
