@@ -57,6 +57,15 @@ impl Suite {
             None => Suite::ChaCha20Poly1305,
         }
     }
+
+    /// The suite of a new table in a store whose own metadata is sealed with this one: as asked, and none where nothing is sealed.
+    pub(crate) fn for_table(self, asked: Option<options::Cipher>) -> Suite {
+        #[cfg(strongroom_plaintext_baseline)]
+        if self == Suite::None {
+            return Suite::None;
+        }
+        Suite::choose(asked)
+    }
 }
 
 /// Whether both halves of AES-GCM, the cipher and the carry-less product, are instructions here.

@@ -61,6 +61,8 @@ pub struct Builder {
     min_epoch: Epoch,
     anchor: Option<Arc<dyn EpochAnchor>>,
     events: Option<Arc<dyn EventSink>>,
+    #[cfg(strongroom_plaintext_baseline)]
+    plaintext: bool,
 }
 
 /// What was found when a store was opened.
@@ -91,6 +93,8 @@ impl Builder {
             min_epoch: Epoch(0),
             anchor: None,
             events: None,
+            #[cfg(strongroom_plaintext_baseline)]
+            plaintext: false,
         }
     }
 
@@ -139,6 +143,23 @@ impl Builder {
     pub fn events(mut self, events: Arc<dyn EventSink>) -> Builder {
         self.events = Some(events);
         self
+    }
+
+    /// A store that seals nothing, tables and metadata alike, to measure what sealing costs. Whether a store is one is decided when it is
+    /// created and must be said again at each open; builds without `--cfg strongroom_plaintext_baseline` refuse it and cannot make one.
+    #[cfg(strongroom_plaintext_baseline)]
+    pub fn plaintext_baseline(mut self) -> Builder {
+        self.plaintext = true;
+        self
+    }
+
+    /// How the metadata of a new store is sealed.
+    fn system_suite(&self) -> Suite {
+        #[cfg(strongroom_plaintext_baseline)]
+        if self.plaintext {
+            return Suite::None;
+        }
+        Suite::choose(None)
     }
 
     /// Create a store in a directory that does not exist or is empty.
@@ -260,7 +281,7 @@ impl Opening {
         let keys = self.broker(store);
         let generation = Generation(1);
         let new = keys.new_system_key(generation)?;
-        let suite = Suite::choose(None);
+        let suite = self.builder.system_suite();
 
         self.make_directory()?;
         let lock = self.take_lock()?;
@@ -418,6 +439,11 @@ impl Opening {
 
     fn check_state(&self, state: &State, system: &SystemKey) -> Result<()> {
         system.check_pin(&state.system_key)?;
+        #[cfg(strongroom_plaintext_baseline)]
+        if self.builder.plaintext != (state.store.suite == Suite::None) {
+            let detail = "it is sealed, or is not, against what the opener said".into();
+            return Err(Error::InvalidArgument { what: "store", detail });
+        }
         if self.builder.min_epoch > state.epoch {
             return Err(Error::RolledBack { found: state.epoch, attested: self.builder.min_epoch });
         }

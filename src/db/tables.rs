@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::catalog::TableState;
-use crate::crypto::Suite;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::format::FileName;
@@ -106,7 +105,7 @@ impl Engine {
             id,
             name: name.to_owned(),
             created_ms,
-            suite: Suite::choose(options.cipher),
+            suite: self.system_suite.for_table(options.cipher),
             compression: options.compression,
             block_bytes: options.block_bytes as u32,
             filter_bits_per_key: options.filter_bits_per_key,
