@@ -27,8 +27,11 @@ pub use formats::{block, codec, current, frame, keyfile, keyring, log, manifest,
 pub use operations::operations;
 pub use table::table;
 
+/// What a fuzzer runs on each input.
+pub type Target = fn(&[u8]);
+
 /// Every target by name.
-pub const TARGETS: [(&str, fn(&[u8])); 12] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("block", block),
     ("codec", codec),
     ("current", current),

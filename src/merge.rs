@@ -361,6 +361,7 @@ impl<C: Cursor> VisibleCursor<C> {
     }
 
     /// Which version of the key is shown. The cursor must be valid.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn trailer(&self) -> Trailer {
         match self.place {
             Place::OnSource => self.source.trailer(),

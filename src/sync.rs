@@ -10,7 +10,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 
 use crate::types::Seq;
 
@@ -28,17 +28,17 @@ impl<T> Deref for CachePadded<T> {
     }
 }
 
-/// An immutable picture that is replaced as a whole and read without writing to a count that other readers
+/// An immutable picture that is replaced as a whole, or missing, and read without writing to a count that other readers
 /// share: a reader notes what it pinned in a slot of its own thread.
-pub(crate) struct Published<T>(ArcSwap<T>);
+pub(crate) struct Published<T>(ArcSwapOption<T>);
 
-/// A pinned picture. Meant for the length of one call; what lives longer takes [`Published::load_owned`].
-pub(crate) type Pinned<T> = arc_swap::Guard<Arc<T>>;
+/// A pinned picture, if there is one. Meant for the length of one call; what lives longer takes [`Published::load_owned`].
+pub(crate) type Pinned<T> = arc_swap::Guard<Option<Arc<T>>>;
 
 impl<T> Published<T> {
-    /// A place that shows `first`.
-    pub(crate) fn new(first: Arc<T>) -> Published<T> {
-        Published(ArcSwap::new(first))
+    /// A place that shows nothing yet.
+    pub(crate) fn nothing() -> Published<T> {
+        Published(ArcSwapOption::empty())
     }
 
     /// Pin what is shown now.
@@ -47,13 +47,13 @@ impl<T> Published<T> {
     }
 
     /// What is shown now, counted, for iterators and jobs.
-    pub(crate) fn load_owned(&self) -> Arc<T> {
+    pub(crate) fn load_owned(&self) -> Option<Arc<T>> {
         self.0.load_full()
     }
 
     /// Show `next` from now on. Who replaces a picture by one that was made from it holds a lock around both steps,
     /// or one of two changes is lost.
-    pub(crate) fn store(&self, next: Arc<T>) {
+    pub(crate) fn store(&self, next: Option<Arc<T>>) {
         self.0.store(next);
     }
 }
@@ -104,11 +104,14 @@ mod tests {
     #[test]
     fn a_pinned_picture_outlives_its_replacement() {
         // A reader whose picture is freed under it would read freed memory.
-        let published = Published::new(Arc::new(1));
+        let published = Published::nothing();
+        assert!(published.load().is_none());
+        let first = Arc::new(1);
+        let weak = Arc::downgrade(&first);
+        published.store(Some(first));
         let pinned = published.load();
-        let weak = Arc::downgrade(&published.load_owned());
-        published.store(Arc::new(2));
-        assert_eq!((**pinned, **published.load()), (1, 2));
+        published.store(Some(Arc::new(2)));
+        assert_eq!((pinned.as_deref(), published.load_owned().as_deref()), (Some(&1), Some(&2)));
         drop(pinned);
         assert!(weak.upgrade().is_none(), "nobody holds the old picture any more");
     }
@@ -116,19 +119,20 @@ mod tests {
     #[test]
     fn a_reader_that_sees_the_number_sees_what_it_covers() {
         // A read at a number whose entry is missing would lose an acknowledged write.
-        let shared = Arc::new((VisibleSeq::default(), Published::new(Arc::new(0u64))));
+        let shared = Arc::new((VisibleSeq::default(), Published::nothing()));
+        shared.1.store(Some(Arc::new(0u64)));
         let writer = {
             let shared = shared.clone();
             std::thread::spawn(move || {
                 for seq in 1..200 {
-                    shared.1.store(Arc::new(seq));
+                    shared.1.store(Some(Arc::new(seq)));
                     shared.0.raise(Seq::new(seq).unwrap());
                 }
             })
         };
         while shared.0.load().get() < 199 {
             let seq = shared.0.load().get();
-            assert!(**shared.1.load() >= seq);
+            assert!(shared.1.load().as_deref().is_some_and(|shown| *shown >= seq));
         }
         writer.join().unwrap();
     }

@@ -180,6 +180,7 @@ pub(crate) fn flush_level(
 }
 
 /// How urgent work on a table is: the highest score of a level, 1 or more if there is work to do. For choosing between tables.
+#[cfg(any(test, fuzzing))]
 pub(crate) fn urgency(version: &Version, options: &StoreOptions, busy: &Busy) -> f64 {
     let shape = Shape::of(version, options, busy);
     (0..LAST).map(|level| score(version, options, busy, &shape, level)).fold(0.0, f64::max)

@@ -26,11 +26,6 @@ impl<T> Authentic<T> {
         make(self.0).map(Authentic)
     }
 
-    /// The proof over a borrow, for [`map`](Authentic::map)s that need not consume.
-    pub(crate) fn as_ref(&self) -> Authentic<&T> {
-        Authentic(&self.0)
-    }
-
     /// The value alone; from here on nothing says that it is authentic.
     pub(crate) fn into_inner(self) -> T {
         self.0

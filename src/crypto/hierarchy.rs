@@ -11,8 +11,8 @@ use super::place::STREAM_SEALS_MAX;
 use super::secret::wipe_stack;
 use super::suite::{Cipher, NONCE_ZERO};
 use super::{
-    Authentic, Commitment, NotAuthentic, Ordinals, Place, Places, Salt, Secret, StreamKey, StreamSealer, Suite,
-    TAG_BYTES, Tag, Wiped,
+    Authentic, Commitment, NotAuthentic, Ordinals, Place, Salt, Secret, StreamKey, StreamSealer, Suite, TAG_BYTES, Tag,
+    Wiped,
 };
 use crate::error::{Error, Result};
 use crate::io::Entropy;
@@ -147,11 +147,6 @@ struct FileKeyInner {
 }
 
 impl FileKey {
-    /// The suite that the file is sealed with.
-    pub(crate) fn suite(&self) -> Suite {
-        self.inner.suite
-    }
-
     /// Open the frame at `ordinal` where it lies. `sealed` shows body ‖ tag, the result shows the body.
     ///
     /// # Errors
@@ -207,12 +202,8 @@ impl SealingKey {
         self.ordinals.salt()
     }
 
-    /// The suite that the file is sealed with.
-    pub(crate) fn suite(&self) -> Suite {
-        self.key.suite()
-    }
-
     /// What opens the frames again.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn key(&self) -> &FileKey {
         &self.key
     }
@@ -228,14 +219,6 @@ impl SealingKey {
     /// [`Error::LimitExceeded`] when the ordinals have run out.
     pub(crate) fn take(&self) -> Result<Place> {
         self.ordinals.take()
-    }
-
-    /// The next `count` places, one behind the other.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`] when the ordinals would run out.
-    pub(crate) fn take_run(&self, count: u64) -> Result<Places> {
-        self.ordinals.take_run(count)
     }
 
     /// Seal `body` where it lies.

@@ -29,6 +29,7 @@ impl Stretching {
     pub(crate) const DEFAULT: Stretching = Stretching { memory_kib: 64 << 10, passes: 3, lanes: 4 };
 
     /// The least that is allowed, for tests.
+    #[cfg(any(test, fuzzing))]
     pub(crate) const LEAST: Stretching = Stretching { memory_kib: MEMORY_KIB_MIN, passes: 1, lanes: 1 };
 
     /// These settings, if they are within the limits: 19 MiB to 1 GiB of memory, 1 to 16 passes and lanes.

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::io;
 
+#[cfg(any(test, fuzzing))]
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, optimization_barrier};
 
@@ -43,6 +44,7 @@ impl Secret {
     }
 
     /// Whether both are the same, in constant time.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn ct_eq(&self, other: &Secret) -> bool {
         self.0.ct_eq(&*other.0).into()
     }

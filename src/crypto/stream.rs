@@ -64,11 +64,6 @@ impl StreamSealer {
         StreamSealer { key, instance }
     }
 
-    /// What opens the frames again.
-    pub(crate) fn key(&self) -> &StreamKey {
-        &self.key
-    }
-
     /// The suite that the frames are sealed with.
     pub(crate) fn suite(&self) -> Suite {
         self.key.suite()

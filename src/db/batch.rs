@@ -126,13 +126,6 @@ pub(crate) struct Write<'a> {
     pub value: &'a [u8],
 }
 
-impl Write<'_> {
-    /// Bytes of key and value.
-    pub(crate) fn bytes(&self) -> usize {
-        self.key.len() + self.value.len()
-    }
-}
-
 /// What a commit is made of.
 pub(crate) trait WriteSet {
     /// Every write, in order.

@@ -20,7 +20,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use arc_swap::ArcSwapOption;
 use parking_lot::{Mutex, RwLock};
 
 use crate::compaction::plan::Busy;
@@ -30,6 +29,7 @@ use crate::keys::{KeySet, TableLease};
 use crate::memtable::Memtable;
 use crate::options::Compression;
 use crate::sstable::TableSettings;
+use crate::sync::Published;
 use crate::types::{FileNumber, Seq, Slot, TableId};
 use crate::version::Version;
 use crate::wal::SectionRef;
@@ -51,11 +51,6 @@ impl Catalog {
     pub(crate) fn named(&self, name: &str) -> Result<Arc<TableState>> {
         let tables = self.tables.read();
         tables.by_name.get(name).cloned().ok_or_else(|| Error::TableNotFound { name: name.to_owned() })
-    }
-
-    /// The table of this slot, if it is not dropped.
-    pub(crate) fn in_slot(&self, slot: Slot) -> Option<Arc<TableState>> {
-        self.tables.read().by_slot.get(&slot).cloned()
     }
 
     /// Whether a table of this name exists.
@@ -98,7 +93,7 @@ pub(crate) struct TableState {
     /// Keys and permits.
     pub lease: TableLease,
     /// Everything else, while the table is in use.
-    pub view: ArcSwapOption<View>,
+    pub view: Published<View>,
     /// Held by whoever replaces the view or decides at which level a file lands.
     pub structure: Mutex<Structure>,
     /// Level-0 files and frozen memtables, for the backpressure of commits.
@@ -140,7 +135,7 @@ impl TableState {
             created_ms: record.created_ms,
             settings: settings(record),
             lease,
-            view: ArcSwapOption::empty(),
+            view: Published::nothing(),
             structure: Mutex::default(),
             pressure: Pressure::default(),
             unreplayed: Mutex::new(unreplayed),

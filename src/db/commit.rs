@@ -273,7 +273,7 @@ fn gather<'a>(set: &'a dyn WriteSet, sections: &mut Vec<Section<'a>>) -> Result<
             Some(section) => section.writes.push(op),
             // The view cannot have gone since: putting a table away takes the writer's lock.
             None => {
-                if let Some(view) = write.table.view.load_full() {
+                if let Some(view) = write.table.view.load_owned() {
                     sections.push(Section { table: write.table, view, first_seq: Seq::ZERO, writes: vec![op] });
                 }
             }

@@ -93,7 +93,7 @@ impl Engine {
                 (entries, bytes, Some(meta.record.clone()))
             })
         });
-        if let Some(view) = table.view.load_full() {
+        if let Some(view) = table.view.load_owned() {
             let memories = std::iter::once(&view.active).chain(&view.frozen);
             item_count += memories.map(|memory| memory.table.entries() as u64).sum::<u64>();
         }

@@ -37,7 +37,7 @@ impl Engine {
     pub(super) fn admit(&self, table: &Arc<TableState>) -> Result<Arc<View>> {
         let now = self.tick.load().ok_or(Error::Forked)?;
         if table.lease.check(Seat::Owner, now)
-            && let Some(view) = table.view.load_full()
+            && let Some(view) = table.view.load_owned()
         {
             return Ok(view);
         }
@@ -57,7 +57,7 @@ impl Engine {
     fn admit_anew(&self, table: &Arc<TableState>) -> Result<Arc<View>> {
         loop {
             let keys = self.acquire(table, Seat::Owner)?;
-            if let Some(view) = table.view.load_full() {
+            if let Some(view) = table.view.load_owned() {
                 return Ok(view);
             }
             self.load(table, keys)?;
@@ -212,7 +212,7 @@ impl Engine {
     /// round, its keys, blocks and readers go.
     fn put_away(&self, table: &Arc<TableState>, now: Tick) {
         let mut writer = self.writer.lock();
-        let Some(view) = table.view.load_full() else {
+        let Some(view) = table.view.load_owned() else {
             drop(writer);
             if !table.loading.load(Ordering::Acquire) {
                 self.purge(table);
@@ -251,7 +251,7 @@ impl Engine {
         let mut writer = self.writer.lock();
         let structure = table.structure.lock();
         writer.forget(table.slot);
-        let view = table.view.load_full();
+        let view = table.view.load_owned();
         table.publish(None);
         drop(structure);
         drop(writer);

@@ -103,7 +103,6 @@ impl Readers {
 
     /// A file that no view to come will name: it is removed once no view that is left does.
     pub(crate) fn retire(&self, file: Arc<TableFile>) {
-        file.mark_obsolete();
         self.state.lock().obsolete.push(file);
     }
 

@@ -121,6 +121,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Two bytes, little-endian.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn u16(&mut self) -> Decoded<u16> {
         Ok(u16::from_le_bytes(self.array()?))
     }
@@ -213,6 +214,7 @@ pub(crate) trait Put {
     }
 
     /// Two bytes, little-endian.
+    #[cfg(any(test, fuzzing))]
     fn put_u16(&mut self, value: u16) {
         self.put(&value.to_le_bytes());
     }

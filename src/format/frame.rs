@@ -387,7 +387,6 @@ pub(crate) struct SealedFrame {
 #[derive(Debug)]
 pub(crate) struct FileSealer {
     key: SealingKey,
-    header: FileHeader,
     len_bytes: u64,
     compressor: Compressor,
 }
@@ -422,7 +421,7 @@ impl FileSealer {
         let header =
             FileHeader::seal(key, suite, (kind, number, subject), sealing.salt(), |bytes| sealing.header_tag(bytes));
         out.put(&header.encode());
-        Ok(FileSealer { key: sealing, header, len_bytes: HEADER_BYTES as u64, compressor: Compressor::default() })
+        Ok(FileSealer { key: sealing, len_bytes: HEADER_BYTES as u64, compressor: Compressor::default() })
     }
 
     /// Seal `payload` and append the frame to `out`. It is compressed if that saves a sixteenth of it or more.
@@ -477,11 +476,6 @@ impl FileSealer {
         self.key.salt()
     }
 
-    /// The header that was written.
-    pub(crate) fn header(&self) -> &FileHeader {
-        &self.header
-    }
-
     /// Bytes of the file so far.
     pub(crate) fn len_bytes(&self) -> u64 {
         self.len_bytes
@@ -493,6 +487,7 @@ impl FileSealer {
     }
 
     /// What opens the frames again.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn opener(&self) -> FileOpener {
         FileOpener { key: self.key.key().clone() }
     }

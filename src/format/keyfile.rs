@@ -417,6 +417,7 @@ pub(super) fn first_unit_bytes(bytes: &[u8]) -> usize {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if a name is empty or stands twice, [`Error::LimitExceeded`] above [`CONTEXT_BYTES_MAX`].
+#[cfg(any(test, fuzzing))]
 pub(crate) fn encode_context(pairs: &[(String, String)]) -> Result<Vec<u8>> {
     let bytes = encode_sorted(pairs);
     if bytes.len() > CONTEXT_BYTES_MAX {

@@ -176,6 +176,7 @@ impl Envelope {
     }
 
     /// Bytes on disk of the group: the envelope and all its sections.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn group_bytes(&self) -> u64 {
         let sections = self.sections.iter().fold(0u64, |sum, section| sum.saturating_add(section.len_bytes));
         sections.saturating_add(Envelope::disk_bytes(self.sections.len()) as u64)
@@ -393,6 +394,7 @@ pub(crate) const fn section_frames(raw_bytes: u64) -> u64 {
 }
 
 /// Bytes on disk of a section whose entries are this many bytes long.
+#[cfg(any(test, fuzzing))]
 pub(crate) const fn section_disk_bytes(raw_bytes: u64) -> u64 {
     raw_bytes + section_frames(raw_bytes) * JOURNAL_OVERHEAD_BYTES as u64
 }
@@ -595,11 +597,6 @@ impl SegmentOpener {
         header.authenticate(system, expected, place)?;
         let system = system.stream_key(header.suite, header.kind, header.number, &header.salt);
         Ok(SegmentOpener { header, system })
-    }
-
-    /// The segment's header.
-    pub(crate) fn header(&self) -> &FileHeader {
-        &self.header
     }
 
     /// A table's key for its sections in this segment.

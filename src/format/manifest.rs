@@ -44,7 +44,7 @@ use crate::crypto::{Authentic, Commitment, Salt, Suite, TableKey, Tag, Wiped};
 use crate::error::{Error, Result};
 use crate::format::codec::{Decoded, Put, Reader, Refusal, Where, require};
 use crate::format::frame::{
-    Expected, FileHeader, FileOpener, FileSealer, FrameKind, JOURNAL_PAYLOAD_BYTES_MAX, decode_number, decode_suite,
+    Expected, FileOpener, FileSealer, FrameKind, JOURNAL_PAYLOAD_BYTES_MAX, decode_number, decode_suite,
 };
 use crate::format::keyfile::MasterKind;
 use crate::format::log::{LogPoint, decode_seq};
@@ -199,16 +199,6 @@ pub(crate) struct KeyPin {
 }
 
 impl KeyPin {
-    /// The generation that seals new files.
-    pub(crate) fn current(&self) -> Option<(Generation, Commitment)> {
-        self.generations.last().copied()
-    }
-
-    /// The commitment of a generation that is pinned.
-    pub(crate) fn commitment(&self, generation: Generation) -> Option<Commitment> {
-        self.generations.iter().find(|(pinned, _)| *pinned == generation).map(|(_, commitment)| *commitment)
-    }
-
     fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64(self.version);
         out.put(&self.tag);
@@ -646,11 +636,6 @@ impl ManifestSealer {
         Ok(last_ordinal)
     }
 
-    /// The header that was written.
-    pub(crate) fn header(&self) -> &FileHeader {
-        self.sealer.header()
-    }
-
     /// The salt of this manifest, for `CURRENT`.
     pub(crate) fn salt(&self) -> &Salt {
         self.sealer.salt()
@@ -662,6 +647,7 @@ impl ManifestSealer {
     }
 
     /// Frames so far, which is also the next ordinal.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn frames(&self) -> u64 {
         self.sealer.frames()
     }
@@ -697,6 +683,7 @@ impl ManifestOpener {
     }
 
     /// Whether a group has begun and not ended.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn is_within_group(&self) -> bool {
         self.pending.is_some()
     }

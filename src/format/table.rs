@@ -475,6 +475,7 @@ impl Filter {
     }
 
     /// Memory that the filter holds.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn memory_bytes(&self) -> usize {
         self.lines.len() * size_of::<Line>()
     }

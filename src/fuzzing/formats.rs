@@ -292,10 +292,12 @@ fn rebuild_block(block: &Block, data: &[u8]) {
     assert_eq!(builder.finish(), again);
 }
 
+type BlockEntry = (Vec<u8>, Trailer, Vec<u8>);
+
 /// Entries in order: length of what is kept of the key before, rest of the key, sequence number, kind, value.
-fn block_entries(data: &[u8]) -> Option<Vec<(Vec<u8>, Trailer, Vec<u8>)>> {
+fn block_entries(data: &[u8]) -> Option<Vec<BlockEntry>> {
     let mut reader = Reader::new(data);
-    let mut entries: Vec<(Vec<u8>, Trailer, Vec<u8>)> = Vec::new();
+    let mut entries: Vec<BlockEntry> = Vec::new();
     while reader.remaining() > 0 && entries.len() < 300 {
         let mut key = entries.last().map(|entry| entry.0.clone()).unwrap_or_default();
         key.truncate(usize::from(reader.u8().ok()?));

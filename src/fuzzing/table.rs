@@ -123,7 +123,7 @@ fn whole(frames: &[(FrameKind, &[u8])]) {
     let verified = reader.verify(&mut |_| ()).is_ok();
     assert!(!verified || limits.is_ok());
     let mut entries = Vec::new();
-    let mut cursor = reader.cursor(ReadMode::Cached);
+    let mut cursor = reader.cursor(ReadMode::Scan);
     let mut moved = cursor.seek_to_first();
     while moved.is_ok() && cursor.valid() && entries.len() < STEPS_MAX {
         entries.push((cursor.key().to_vec(), cursor.trailer()));

@@ -325,6 +325,7 @@ impl TableLease {
     }
 
     /// The provider's refusal that ended all permits, if the last thing heard from it was that.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn refused(&self) -> Option<ProviderError> {
         self.requests.lock().refused.as_deref().cloned()
     }

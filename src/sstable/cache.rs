@@ -78,6 +78,7 @@ impl BlockCache {
     }
 
     /// Bytes that the cached blocks hold.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn used_bytes(&self) -> u64 {
         self.blocks.weight()
     }

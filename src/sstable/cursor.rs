@@ -25,8 +25,6 @@ use crate::value::Value;
 /// How a cursor comes by its blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ReadMode {
-    /// From the cache, and into it: short ranges.
-    Cached,
     /// From the cache, and into its free space; reads ahead: scans.
     Scan,
     /// Past the cache, with large reads: compaction.
@@ -80,10 +78,7 @@ impl TableCursor {
             return Ok(Some(block.clone()));
         }
         self.leave();
-        let block = match self.mode {
-            ReadMode::Cached => self.reader.block(&handle)?,
-            ReadMode::Scan | ReadMode::Bypass => self.read_ahead(&handle, direction)?,
-        };
+        let block = self.read_ahead(&handle, direction)?;
         self.key.clear();
         self.key.extend_from_slice(block.key_prefix());
         self.handle = Some(handle);

@@ -48,10 +48,6 @@ impl Index {
         Ok(Index { roots, partitioned })
     }
 
-    pub(super) fn memory_bytes(&self) -> usize {
-        self.roots.iter().map(Block::memory_bytes).sum()
-    }
-
     /// The data block in which the first entry at or after (`key`, `trailer`) lies, if `key` is not behind the last one. The
     /// entry can be the next block's first one, but then it is of another key.
     #[inline]

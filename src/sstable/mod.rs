@@ -154,22 +154,9 @@ impl TableReader {
         TableCursor::new(self.clone(), mode)
     }
 
-    /// What the table says about itself.
-    pub(crate) fn properties(&self) -> &Properties {
-        &self.properties
-    }
-
     /// Frames of the file, the footer included.
     pub(crate) fn frames(&self) -> u64 {
         self.footer.frames
-    }
-
-    /// Memory that the open table holds, its cached blocks not counted.
-    pub(crate) fn memory_bytes(&self) -> usize {
-        size_of::<TableReader>()
-            + self.record.bounds.len()
-            + self.filter.as_ref().map_or(0, Filter::memory_bytes)
-            + self.index.memory_bytes()
     }
 
     /// Forget this table's cached blocks, so that their memory is wiped once the last value and cursor let go of them.

@@ -135,11 +135,6 @@ impl TableWriter {
         self.sealer.len_bytes() + self.block.bytes() as u64
     }
 
-    /// Number of entries so far.
-    pub(crate) fn entries(&self) -> u64 {
-        self.totals.entries
-    }
-
     /// Write what remains, and sync the file.
     ///
     /// # Errors

@@ -22,8 +22,8 @@
 //! largest keys, which lie in one array per level, before any key is touched.
 //!
 //! Pictures share the levels that did not change. What is at a place but not in a picture yet (files being
-//! written) is no concern of this part, nor is when a file that no picture names any more is deleted: `db` marks a
-//! [`TableFile`] obsolete and deletes the file once its last picture is gone.
+//! written) is no concern of this part, nor is when a file that no picture names any more is deleted: `db` keeps a
+//! [`TableFile`] until the last picture that names it is gone.
 
 mod level;
 pub(crate) mod manifest;
@@ -35,7 +35,6 @@ pub(crate) mod tests;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
 
@@ -54,20 +53,13 @@ pub(crate) struct TableFile {
     pub(crate) smallest: Box<[u8]>,
     /// Its last user key.
     pub(crate) largest: Box<[u8]>,
-    obsolete: AtomicBool,
     reader: ArcSwapOption<TableReader>,
 }
 
 impl TableFile {
     /// The file with this record and the bounds that its record carries sealed.
     pub(crate) fn new(record: FileRecord, smallest: Vec<u8>, largest: Vec<u8>) -> TableFile {
-        TableFile {
-            record,
-            smallest: smallest.into(),
-            largest: largest.into(),
-            obsolete: AtomicBool::new(false),
-            reader: ArcSwapOption::empty(),
-        }
+        TableFile { record, smallest: smallest.into(), largest: largest.into(), reader: ArcSwapOption::empty() }
     }
 
     /// The file's number.
@@ -83,16 +75,6 @@ impl TableFile {
     /// Whether some key from `smallest` to `largest`, both included, may be in it.
     pub(crate) fn overlaps(&self, smallest: &[u8], largest: &[u8]) -> bool {
         *self.smallest <= *largest && *smallest <= *self.largest
-    }
-
-    /// Say that no picture will name it again, so that its file goes with the last picture that does.
-    pub(crate) fn mark_obsolete(&self) {
-        self.obsolete.store(true, Ordering::Release);
-    }
-
-    /// Whether no picture will name it again.
-    pub(crate) fn is_obsolete(&self) -> bool {
-        self.obsolete.load(Ordering::Acquire)
     }
 
     /// The open reader, if there is one. Pinned without a shared count: meant for the length of one read.
@@ -228,16 +210,19 @@ impl Version {
     }
 
     /// Bytes of all files.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn bytes(&self) -> u64 {
         self.levels.iter().map(|level| level.bytes).sum()
     }
 
     /// Entries of all files, deletes and old versions counted.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn entries(&self) -> u64 {
         self.all_files().map(|(_, file)| file.record.entries).sum()
     }
 
     /// Whether there are no files.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn is_empty(&self) -> bool {
         self.levels.iter().all(|level| level.files.is_empty())
     }

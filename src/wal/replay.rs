@@ -352,6 +352,9 @@ impl Segment {
     }
 }
 
+/// Takes an entry: its segment, sequence number, kind, key and value.
+pub(crate) type Visit<'a> = dyn FnMut(FileNumber, Seq, Kind, &[u8], &[u8]) -> Result<()> + 'a;
+
 /// Open a table's sections in order and hand out their entries that are newer than `after`.
 pub(crate) fn entries<'k>(
     dir: &Directory,
@@ -360,7 +363,7 @@ pub(crate) fn entries<'k>(
     key_of: &dyn Fn(Generation) -> Result<&'k TableKey>,
     sections: &[SectionRef],
     after: Seq,
-    visit: &mut dyn FnMut(FileNumber, Seq, Kind, &[u8], &[u8]) -> Result<()>,
+    visit: &mut Visit<'_>,
 ) -> Result<()> {
     let mut open: Option<Segment> = None;
     let mut key: Option<(Generation, StreamKey)> = None;

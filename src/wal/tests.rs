@@ -80,8 +80,8 @@ impl World {
     }
 
     fn flip(&self, segment: u64, offset_bytes: u64) {
-        let bytes = self.disk.read(&self.path(segment)).unwrap();
-        self.disk.overwrite(&self.path(segment), offset_bytes, &[bytes[offset_bytes as usize] ^ 1]).unwrap();
+        let bytes = self.disk.read(self.path(segment)).unwrap();
+        self.disk.overwrite(self.path(segment), offset_bytes, &[bytes[offset_bytes as usize] ^ 1]).unwrap();
     }
 
     /// Shorten the first segment.
@@ -197,14 +197,14 @@ fn a_decided_end_is_insisted_on() {
     world.segments[0].end = Some((end.end_bytes, world.writer.last_tag()));
     assert_eq!(world.last_seq(), 2);
     // Bytes behind it were discarded once already.
-    let mut longer = world.disk.read(&world.path(1)).unwrap();
+    let mut longer = world.disk.read(world.path(1)).unwrap();
     longer.extend_from_slice(&[7; 100]);
-    world.disk.plant(&world.path(1), &longer).unwrap();
+    world.disk.plant(world.path(1), &longer).unwrap();
     assert_eq!(world.last_seq(), 2);
     world.cut(end.end_bytes - 1);
     assert!(world.replay().is_err());
     world.segments[0].end = Some((end.end_bytes, [0; 16]));
-    world.disk.plant(&world.path(1), &longer).unwrap();
+    world.disk.plant(world.path(1), &longer).unwrap();
     assert!(world.replay().is_err(), "another last tag");
 }
 
@@ -223,12 +223,12 @@ fn a_group_taken_out_or_played_again_is_tampering() {
     let first = world.commit();
     let second = world.commit();
     world.commit();
-    let bytes = world.disk.read(&world.path(1)).unwrap();
+    let bytes = world.disk.read(world.path(1)).unwrap();
     let (first, second) = (first.end_bytes as usize, second.end_bytes as usize);
     let without = [&bytes[..first], &bytes[second..]].concat();
     let twice = [&bytes[..second], &bytes[first..]].concat();
     for changed in [without, twice] {
-        world.disk.plant(&world.path(1), &changed).unwrap();
+        world.disk.plant(world.path(1), &changed).unwrap();
         assert_eq!(world.replay().unwrap_err().kind(), ErrorKind::Tampering);
     }
 }

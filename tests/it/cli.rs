@@ -233,7 +233,8 @@ fn values_over_the_limit_are_refused_by_name() {
     fs::create_dir(desk.path("folder")).unwrap();
     fs::write(desk.path("folder/fits"), b"small").unwrap();
     // A file of holes: it takes no room.
-    fs::File::create(desk.path("folder/too-large")).unwrap().set_len((512 << 20) + 1).unwrap();
+    fs::write(desk.path("folder/too-large"), b"").unwrap();
+    fs::OpenOptions::new().write(true).open(desk.path("folder/too-large")).unwrap().set_len((512 << 20) + 1).unwrap();
 
     let message = desk.fails(&["put", "t", "k", "--file", &desk.text("folder/too-large")], 11);
     assert!(message.contains("too-large"), "{message}");

@@ -77,13 +77,14 @@ impl KeyProvider for Hooked {
 }
 
 fn small() -> StoreOptions {
-    let mut options = StoreOptions::default();
-    options.memtable_bytes = 4 << 10;
-    options.write_budget_bytes = 64 << 10;
-    options.log_segment_bytes = 64 << 10;
-    options.table_file_bytes = 4 << 10;
-    options.level_one_bytes = 16 << 10;
-    options
+    StoreOptions {
+        memtable_bytes: 4 << 10,
+        write_budget_bytes: 64 << 10,
+        log_segment_bytes: 64 << 10,
+        table_file_bytes: 4 << 10,
+        level_one_bytes: 16 << 10,
+        ..StoreOptions::default()
+    }
 }
 
 struct World {
@@ -187,11 +188,15 @@ fn a_batch_over_too_many_tables_is_refused_and_harms_nothing() {
     let wanted: Vec<(&str, TableOptions)> = names.iter().map(|name| (name.as_str(), TableOptions::new())).collect();
     let tables = store.create_tables(&wanted).unwrap();
     let mut batch = store.batch();
-    tables.iter().for_each(|table| drop(batch.put(table, "k", "v")));
+    for table in &tables {
+        batch.put(table, "k", "v");
+    }
     assert_eq!(batch.commit().unwrap_err().kind(), ErrorKind::LimitExceeded);
     assert_eq!(tables[0].get("k").unwrap(), None);
     let mut batch = store.batch();
-    tables[..16_000].iter().for_each(|table| drop(batch.put(table, "k", "v")));
+    for table in &tables[..16_000] {
+        batch.put(table, "k", "v");
+    }
     batch.commit_with(Durability::Sync).unwrap();
     assert!(tables[15_999].contains_key("k").unwrap());
 }

@@ -1,5 +1,9 @@
 //! One test binary with a module per promise.
-#![allow(clippy::disallowed_methods, reason = "tests prepare and inspect files as a user or an attacker would")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "tests prepare and inspect files as a user or an attacker would"
+)]
 
 #[cfg(strongroom_plaintext_baseline)]
 mod baseline;

@@ -3,14 +3,15 @@
 use strongroom::{Durability, LocalKms, MasterKey, Store, StoreOptions, TableOptions, Unlock};
 
 fn small() -> StoreOptions {
-    let mut options = StoreOptions::default();
-    options.memtable_bytes = 4 << 10;
-    options.write_budget_bytes = 64 << 10;
-    options.log_segment_bytes = 16 << 10;
-    options.log_bytes_max = 64 << 10;
-    options.table_file_bytes = 4 << 10;
-    options.level_one_bytes = 16 << 10;
-    options
+    StoreOptions {
+        memtable_bytes: 4 << 10,
+        write_budget_bytes: 64 << 10,
+        log_segment_bytes: 16 << 10,
+        log_bytes_max: 64 << 10,
+        table_file_bytes: 4 << 10,
+        level_one_bytes: 16 << 10,
+        ..StoreOptions::default()
+    }
 }
 
 #[test]

@@ -9,7 +9,6 @@ use super::super::Readers;
 use super::super::plan::{Busy, Plan, flush_level, grandparents, plan};
 use super::super::run::{FileNumbers, Job, JobContext, Progress};
 use crate::crypto::{Secret, Suite, TableKey};
-use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::format::FileName;
 use crate::format::table::hash;
@@ -203,7 +202,7 @@ impl World {
             let files = self.version.files(level);
             let rows = if level == 0 { files.chunks(1).collect() } else { vec![files] };
             for row in rows {
-                sources.push(Box::new(LevelCursor::new(row.to_vec(), self.open(), ReadMode::Cached)));
+                sources.push(Box::new(LevelCursor::new(row.to_vec(), self.open(), ReadMode::Scan)));
             }
         }
         VisibleCursor::new(MergeCursor::new(sources), at, KeyRange::default())

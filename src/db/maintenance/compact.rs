@@ -85,7 +85,7 @@ impl Compactor {
     /// Begin the compaction that a table needs most, if any.
     fn begin(&self, table: &Arc<TableState>) -> Result<Option<Running>> {
         let engine = &self.engine;
-        let Some(view) = table.view.load_full().filter(|_| !table.is_dropped()) else { return Ok(None) };
+        let Some(view) = table.view.load_owned().filter(|_| !table.is_dropped()) else { return Ok(None) };
         let readers = engine.moments.readers(&engine.visible);
         // The provider is not asked for a table that needs nothing.
         if plan(&view.version, &engine.options, &table.structure.lock().busy, &readers).is_none() {
@@ -98,7 +98,7 @@ impl Compactor {
         };
         let (view, plan, claim, readers) = {
             let mut structure = table.structure.lock();
-            let Some(view) = table.view.load_full() else { return Ok(None) };
+            let Some(view) = table.view.load_owned() else { return Ok(None) };
             let readers = engine.moments.readers(&engine.visible);
             let Some(plan) = plan(&view.version, &engine.options, &structure.busy, &readers) else { return Ok(None) };
             let claim = structure.busy.claim(&plan);
@@ -252,7 +252,7 @@ impl Engine {
         let Running { table, plan, .. } = running;
         sync_directories(&self.dir, files.iter().map(|file| file.record.number))?;
         let structure = table.structure.lock();
-        let Some(view) = table.view.load_full().filter(|_| !table.is_dropped()) else {
+        let Some(view) = table.view.load_owned().filter(|_| !table.is_dropped()) else {
             return Err(Error::TableDropped { table: table.id });
         };
         let slot = table.slot;

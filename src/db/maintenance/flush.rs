@@ -105,7 +105,7 @@ impl Flusher {
             }
             return Ok(true);
         };
-        let view = item.table.view.load_full().filter(|_| !item.table.is_dropped());
+        let view = item.table.view.load_owned().filter(|_| !item.table.is_dropped());
         match view {
             Some(view) => {
                 // The service's own permission: a user's revocation does not stop maintenance.
@@ -245,7 +245,7 @@ impl Engine {
         for (item, files) in batch.items.iter().zip(&batch.outputs) {
             let slot = item.table.slot;
             // A table that was dropped meanwhile has no view, and the manifest no longer knows it.
-            let Some(present) = item.table.view.load_full().filter(|_| !item.table.is_dropped()) else {
+            let Some(present) = item.table.view.load_owned().filter(|_| !item.table.is_dropped()) else {
                 unnamed.extend(files);
                 continue;
             };

@@ -107,7 +107,7 @@ impl Engine {
     pub(crate) fn freeze(&self, table: &Arc<TableState>) {
         let _structure = table.structure.lock();
         self.background.dirty.lock().remove(&table.slot);
-        let Some(view) = table.view.load_full() else { return };
+        let Some(view) = table.view.load_owned() else { return };
         if view.active.table.is_empty() {
             return;
         }

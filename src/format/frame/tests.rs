@@ -225,7 +225,7 @@ fn a_header_reads_back_as_written() {
     for suite in SUITES {
         let (sealer, bytes) = create(&table_key(), suite, &Counting::default());
         let header = FileHeader::decode(&bytes, &here()).unwrap();
-        assert_eq!(&header, sealer.header());
+        assert_eq!(header.salt, *sealer.salt());
         assert_eq!(header.encode(), bytes);
         assert_eq!(bytes.len(), HEADER_BYTES);
         assert_eq!((header.suite, header.number, header.subject, header.store), (suite, NUMBER, TABLE, STORE));
