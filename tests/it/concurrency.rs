@@ -429,7 +429,9 @@ fn everything_at_once(round: u64) {
                     for number in 0.. {
                         let mut batch = store.batch();
                         let value = vec![n as u8; 300];
-                        steady.iter().for_each(|table| drop(batch.put(table, format!("{n} {number:06}"), &value)));
+                        for table in &steady {
+                            batch.put(table, format!("{n} {number:06}"), &value);
+                        }
                         match batch.commit() {
                             Ok(()) => {}
                             Err(error) if gone(&error) => return number,
