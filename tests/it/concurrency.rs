@@ -429,7 +429,7 @@ fn everything_at_once(round: u64) {
                     for number in 0.. {
                         let mut batch = store.batch();
                         let value = vec![n as u8; 300];
-                        for table in &steady {
+                        for table in steady.iter() {
                             batch.put(table, format!("{n} {number:06}"), &value);
                         }
                         match batch.commit() {
