@@ -41,7 +41,7 @@ impl Compression {
     }
 }
 
-/// Which AEAD seals a table. The numbers on disk are [`crate::crypto`]'s.
+/// Which AEAD seals a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cipher {
     /// AES-256-GCM: the default where the CPU has instructions for it.
