@@ -360,9 +360,13 @@ impl Run {
     }
 
     fn crash(&mut self, input: &mut Input<'_>) {
-        let (back, loss) = (u64::from(input.byte()), Loss::ALL[usize::from(input.byte()) % Loss::ALL.len()]);
+        let (back, mut loss) = (u64::from(input.byte()), Loss::ALL[usize::from(input.byte()) % Loss::ALL.len()]);
         let now = self.sim.vfs.events();
         let event = now - back % (now - self.before.events + 1);
+        if event == self.before.events && loss == Loss::CutShort {
+            // The event that would be cut short is not the last operation's: that one came back, so it was whole.
+            loss = Loss::KeepAll;
+        }
         let whole = event == now && loss != Loss::CutShort;
         let disk = self.sim.vfs.crash_at(event, loss, u64::from(input.byte()));
 
