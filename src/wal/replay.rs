@@ -74,9 +74,9 @@ pub(crate) fn replay(
     attested: LogPoint,
     closed: bool,
 ) -> Result<Replayed> {
-    let mut walk = Walk { found: Replayed::default(), attested, previous: None, hole: None };
+    let mut walk = Walk { found: Replayed::default(), attested, previous: None, blank: false, hole: None };
     for input in segments {
-        walk.segment(&mut Segment::open(dir, system, input)?, input.end)?;
+        walk.segment(&mut Segment::open(dir, system, input.number, Some(input.salt))?, input.end)?;
     }
     if let Some(hole) = &walk.hole
         && (closed || walk.attested > hole.point)
@@ -92,11 +92,24 @@ pub(crate) fn replay(
     Ok(walk.found)
 }
 
+/// The highest epoch that an authentic envelope names in a segment that the manifest does not know. What cannot be read
+/// attests nothing.
+pub(crate) fn highest_epoch(dir: &Directory, system: &TableKey, number: FileNumber) -> Epoch {
+    let mut walk =
+        Walk { found: Replayed::default(), attested: LogPoint::default(), previous: None, blank: false, hole: None };
+    if let Ok(mut segment) = Segment::open(dir, system, number, None) {
+        let _ = walk.search(&mut segment, SEGMENT_BEGIN_BYTES);
+    }
+    walk.found.epoch
+}
+
 struct Walk {
     found: Replayed,
     attested: LogPoint,
     /// Tag of the last envelope; unknown before the first.
     previous: Option<Tag>,
+    /// Whether a segment was passed that has no group, though nobody decided that it ends there.
+    blank: bool,
     hole: Option<Hole>,
 }
 
@@ -157,6 +170,7 @@ impl Walk {
         let Some(broken) = self.hole.as_ref().map(|hole| hole.point) else {
             self.found.ends.insert(segment.number, (place.offset, self.previous.unwrap_or_default()));
             self.found.end = point;
+            self.blank |= end.is_none() && place.offset == SEGMENT_BEGIN_BYTES;
             if hole {
                 self.hole = Some(Hole { point });
                 self.found.discarded_bytes += segment.len_bytes - place.offset;
@@ -177,9 +191,10 @@ impl Walk {
         if head.ordinal != place.ordinal {
             return Err(Refusal::Error(at.tampered("a group of the log is missing before this one")));
         }
-        if let Some(previous) = self.previous
-            && envelope.previous != previous
-        {
+        // A segment is begun only when the one before is full, so one without a group, behind which there are groups, has
+        // lost them all.
+        let follows = self.previous.map_or(!self.blank, |previous| envelope.previous == previous);
+        if !follows {
             if place.ordinal > 0 {
                 return Err(Refusal::Error(at.tampered("an envelope does not follow the one before it")));
             }
@@ -249,8 +264,8 @@ struct Segment {
 }
 
 impl Segment {
-    fn open(dir: &Directory, system: &TableKey, input: &SegmentInput) -> Result<Segment> {
-        let name = FileName::Log(input.number).path();
+    fn open(dir: &Directory, system: &TableKey, number: FileNumber, salt: Option<Salt>) -> Result<Segment> {
+        let name = FileName::Log(number).path();
         let file = dir.open(&name)?;
         let len_bytes = file.len_bytes().map_err(|error| refused("measure", &name, error))?;
         let place = Where::new(&name, 0);
@@ -261,13 +276,13 @@ impl Segment {
         file.read_exact_at(&mut header, 0).map_err(|error| refused("read", &name, error))?;
         let expected = Expected {
             kind: FileKind::Log,
-            number: input.number,
+            number,
             subject: TableId::SYSTEM,
             suite: None,
-            salt: Some(input.salt),
+            salt,
         };
         let opener = SegmentOpener::open(&header, system, &expected, &place)?;
-        Ok(Segment { number: input.number, name, file, len_bytes, opener, window_start: 0, window: Vec::new() })
+        Ok(Segment { number, name, file, len_bytes, opener, window_start: 0, window: Vec::new() })
     }
 
     fn at(&self, offset_bytes: u64) -> Where<'_> {
@@ -371,7 +386,7 @@ pub(crate) fn entries<'k>(
         if open.as_ref().is_none_or(|segment| segment.number != part.segment) {
             let name = FileName::Log(part.segment).path();
             let salt = salts(part.segment).ok_or(Error::MissingFile { file: name })?;
-            open = Some(Segment::open(dir, system, &SegmentInput { number: part.segment, salt, end: None })?);
+            open = Some(Segment::open(dir, system, part.segment, Some(salt))?);
             key = None;
         }
         let Some(segment) = &mut open else { continue };
