@@ -45,7 +45,7 @@ use crate::version::manifest::{self, Manifest};
 use crate::version::state::{SegmentEnd, SegmentMeta, State, StoreMeta};
 use crate::version::system::{Pinned, SystemFile, SystemKey};
 use crate::wal::Log;
-use crate::wal::replay::{Replayed, SectionRef, SegmentInput, replay};
+use crate::wal::replay::{Replayed, SectionRef, SegmentInput, highest_epoch, replay};
 
 /// Suffix of a key file that nobody names and that was set aside.
 const SET_ASIDE_SUFFIX: &str = ".orphan";
@@ -388,8 +388,9 @@ impl Opening {
             _ => return Err(not_a_store()),
         }
         let exists = |name: FileName| Ok::<_, Error>(self.dir.metadata(&name.path())?.is_some());
-        // A creation that was cut short made no store: CURRENT comes last.
-        if !exists(FileName::Current)? && self.check_vacant().is_ok() {
+        // A creation that was cut short made no store: CURRENT comes last. And a directory of other things is not to be
+        // touched, not even by a lock.
+        if !exists(FileName::Current)? && (!exists(FileName::SystemKey)? || self.check_vacant().is_ok()) {
             return Err(not_a_store());
         }
         self.check_private()?;
@@ -402,8 +403,9 @@ impl Opening {
         self.check_state(&state, &system)?;
         let names = self.check_files(&state)?;
         let log = self.walk_log(&state, &system.key, found.closed)?;
-        if log.epoch > state.epoch {
-            return Err(Error::RolledBack { found: state.epoch, attested: log.epoch });
+        let attested = log.epoch.max(self.epoch_beside(&names, &state, &system.key));
+        if attested > state.epoch {
+            return Err(Error::RolledBack { found: state.epoch, attested });
         }
 
         // From here on the directory changes.
@@ -472,6 +474,16 @@ impl Opening {
             }
         }
         Ok(names)
+    }
+
+    /// The highest epoch that log segments attest which the manifest does not know. A segment has commits only once a durable
+    /// manifest names it, so one with a higher epoch than the manifest's shows that an older manifest was put back.
+    fn epoch_beside(&self, names: &BTreeSet<String>, state: &State, system: &TableKey) -> Epoch {
+        let unknown = names.iter().filter_map(|name| match FileName::parse(name)? {
+            FileName::Log(number) if !state.segments.contains_key(&number) => Some(number),
+            _ => None,
+        });
+        unknown.map(|number| highest_epoch(&self.dir, system, number)).max().unwrap_or_default()
     }
 
     fn walk_log(&self, state: &State, system: &TableKey, closed: bool) -> Result<Replayed> {
