@@ -134,6 +134,10 @@ impl Manifest {
     }
 
     fn try_append(&self, inner: &mut Inner, edits: Vec<Edit>) -> Result<Epoch> {
+        // A group without edits is a mark, and has no epoch of its own.
+        if edits.is_empty() {
+            return Ok(inner.state.epoch);
+        }
         if let Some(number) = inner.next_number.take() {
             self.begin_file(inner, number)?;
         }
