@@ -338,6 +338,10 @@ impl SystemKeyFile {
 
     fn decode_unit(unit: &[u8], place: &Where<'_>) -> Result<SystemKeyFile> {
         let header = FileHeader::decode(unit, place)?;
+        // Another file's body is sealed, and reads as nonsense.
+        if header.kind != FileKind::SystemKey {
+            return Err(place.tampered("the header names another kind of file"));
+        }
         let frame = unit.get(HEADER_BYTES..).unwrap_or_default();
         let (body, tag) =
             read_in_clear(FrameKind::KeyRecord, frame, &place.at(place.offset_bytes + HEADER_BYTES as u64))?;
