@@ -6,10 +6,24 @@
 )]
 
 #[cfg(strongroom_plaintext_baseline)]
+    reason = "tests prepare and inspect files as a user or an attacker would, with threads and clocks of their own"
+)]
+
 mod baseline;
+mod canary;
 mod cli;
 mod concurrency;
+mod crash;
+mod errors;
+mod faults;
+mod golden;
+mod history;
 mod inspect;
+mod kill;
 mod layers;
+mod model;
 mod permits;
 mod smoke;
+mod tamper;
+mod threads;
+mod world;

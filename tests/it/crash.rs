@@ -1,0 +1,366 @@
+//! Whatever moment the power or the process goes at, what was acknowledged is there again, and nothing else.
+//!
+//! Each workload runs once, in simulation, on a disk that remembers every event. Then the disk is rebuilt as a crash
+//! behind *each* event could have left it, under each kind of loss, and the store is opened from it:
+//!
+//! * it opens, without an error, whatever was lost;
+//! * it holds what a prefix of the commits left, over all tables at once: no half batch, no deleted key that is back, nothing
+//!   lost that was acknowledged as durable (or acknowledged at all, if only the process ended);
+//! * a dropped table stays dropped;
+//! * it takes new commits, and a second opening finds the same;
+//! * no key seals twice with one nonce, over all these lives of the store.
+//!
+//! For a part of them, the crash comes again at every event of the recovery. `STRONGROOM_CRASH_SEEDS` multiplies the workloads.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use strongroom::Store;
+use strongroom::io::mem::{Loss, MemVfs};
+use strongroom::options::Durability::{self, Buffered, Sync};
+
+use crate::history::{Expected, Recorder, Write};
+use crate::world::{Contents, Dice, World, contents, setting, tiny_table};
+
+/// What is done to a store before the crash.
+type Workload = fn(&mut Recorder, &mut Dice);
+
+const WORKLOADS: [(&str, Workload); 9] = [
+    ("single writes", single_writes),
+    ("batches over three tables", batches),
+    ("flush and compaction behind the writes", churn),
+    ("tables come and go", tables_come_and_go),
+    ("closed and reopened in between", reopened),
+    ("large values", large_values),
+    ("idle tables are put away", idle),
+    ("the process is killed in between", killed),
+    ("many log segments without a sync", unsynced),
+];
+
+fn durability(dice: &mut Dice, sync_percent: usize) -> Durability {
+    if dice.percent(sync_percent) { Sync } else { Buffered }
+}
+
+/// A key of a small set, so that most writes overwrite or delete something.
+fn key(dice: &mut Dice) -> Vec<u8> {
+    format!("key {:02}", dice.below(24)).into_bytes()
+}
+
+fn single_write(recorder: &mut Recorder, dice: &mut Dice, table: &str, len: usize, sync_percent: usize) {
+    let (key, durability) = (key(dice), durability(dice, sync_percent));
+    if dice.percent(25) {
+        recorder.delete(table, key, durability);
+    } else {
+        recorder.put(table, key, dice.bytes(len), durability);
+    }
+}
+
+fn single_writes(recorder: &mut Recorder, dice: &mut Dice) {
+    recorder.create_tables(&["t"], &tiny_table(0));
+    for _ in 0..110 {
+        let len = dice.below(60);
+        single_write(recorder, dice, "t", len, 20);
+        recorder.run(dice.below(3));
+        if dice.percent(3) {
+            recorder.sync();
+        }
+    }
+}
+
+fn batches(recorder: &mut Recorder, dice: &mut Dice) {
+    let names = ["a", "b", "c"];
+    recorder.create_tables(&names, &tiny_table(1));
+    for _ in 0..60 {
+        let writes = Vec::from_iter((0..1 + dice.below(8)).map(|_| {
+            let value = (!dice.percent(25)).then(|| dice.bytes(30));
+            (names[dice.below(3)], key(dice), value)
+        }));
+        let writes: Vec<Write<'_>> = writes.iter().map(|(t, k, v)| (*t, k.as_slice(), v.as_deref())).collect();
+        recorder.batch(&writes, durability(dice, 15));
+        recorder.run(dice.below(4));
+    }
+}
+
+fn churn(recorder: &mut Recorder, dice: &mut Dice) {
+    recorder.create_tables(&["x", "y"], &tiny_table(0));
+    for round in 0..70 {
+        let (table, len) = (["x", "y"][dice.below(2)], 100 + dice.below(300));
+        single_write(recorder, dice, table, len, 5);
+        recorder.run(dice.below(6));
+        if round % 24 == 23 {
+            recorder.flush();
+        }
+        if round == 50 {
+            recorder.compact();
+        }
+        if dice.percent(10) {
+            recorder.pass(150);
+        }
+    }
+}
+
+fn tables_come_and_go(recorder: &mut Recorder, dice: &mut Dice) {
+    let names = ["one", "two", "three"];
+    recorder.create_tables(&["stays"], &tiny_table(0));
+    for _ in 0..6 {
+        let many = 1 + dice.below(3);
+        recorder.create_tables(&names[..many], &tiny_table(dice.below(2)));
+        for _ in 0..8 {
+            let (own, other) = (key(dice), key(dice));
+            let (first, second) = (dice.bytes(40), dice.bytes(40));
+            let table = names[dice.below(many)];
+            recorder.batch(&[("stays", &own, Some(&first)), (table, &other, Some(&second))], durability(dice, 10));
+            recorder.run(dice.below(3));
+        }
+        if dice.percent(50) {
+            recorder.flush();
+        }
+        for name in &names[..many] {
+            recorder.drop_table(name);
+            recorder.run(dice.below(3));
+        }
+    }
+}
+
+fn reopened(recorder: &mut Recorder, dice: &mut Dice) {
+    recorder.create_tables(&["t", "u"], &tiny_table(0));
+    for round in 0..5 {
+        for _ in 0..12 {
+            let table = ["t", "u"][dice.below(2)];
+            single_write(recorder, dice, table, 80, 20);
+            recorder.run(dice.below(2));
+        }
+        if round % 2 == 0 {
+            recorder.flush();
+        }
+        recorder.reopen();
+    }
+    single_write(recorder, dice, "t", 20, 0);
+}
+
+fn large_values(recorder: &mut Recorder, dice: &mut Dice) {
+    recorder.create_tables(&["t", "u"], &tiny_table(0));
+    for _ in 0..16 {
+        let len = [10, 3_000, 9_000, 70_000][dice.below(4)];
+        single_write(recorder, dice, "t", len, 20);
+        single_write(recorder, dice, "u", 20, 20);
+        recorder.run(dice.below(6));
+    }
+}
+
+fn idle(recorder: &mut Recorder, dice: &mut Dice) {
+    recorder.create_tables(&["t", "u", "v"], &tiny_table(1));
+    for _ in 0..8 {
+        for _ in 0..5 {
+            let table = ["t", "u", "v"][dice.below(3)];
+            single_write(recorder, dice, table, 60, 10);
+        }
+        // Longer than any permit lasts without use.
+        for _ in 0..3 {
+            recorder.pass(200_000);
+        }
+    }
+}
+
+fn killed(recorder: &mut Recorder, dice: &mut Dice) {
+    recorder.create_tables(&["t", "u"], &tiny_table(0));
+    for _ in 0..6 {
+        for _ in 0..10 {
+            let table = ["t", "u"][dice.below(2)];
+            single_write(recorder, dice, table, 120, 5);
+            recorder.run(dice.below(3));
+        }
+        recorder.kill();
+    }
+    single_write(recorder, dice, "t", 20, 0);
+}
+
+fn unsynced(recorder: &mut Recorder, dice: &mut Dice) {
+    recorder.create_tables(&["a", "b"], &tiny_table(0));
+    for number in 0..100 {
+        let table = ["a", "b"][dice.below(2)];
+        single_write(recorder, dice, table, 280, 0);
+        // The keeper prepares the next segment before this one is full.
+        if number % 8 == 0 {
+            recorder.pass(150);
+        }
+    }
+}
+
+/// Settings of a workload: those of all, but in the last one nothing is flushed, because a flush would sync the log.
+fn world(workload: usize, seed: u64) -> World {
+    let mut world = World::new(seed);
+    if workload == WORKLOADS.len() - 1 {
+        world.options.memtable_bytes = 1 << 20;
+        world.options.write_budget_bytes = 1 << 20;
+        world.options.log_bytes_max = 1 << 20;
+    }
+    world
+}
+
+/// How much was tried.
+#[derive(Default)]
+struct Tally {
+    recoveries: AtomicUsize,
+    second_crashes: AtomicUsize,
+    seals: AtomicUsize,
+}
+
+#[test]
+fn no_crash_loses_what_was_acknowledged_or_leaves_half_of_it() {
+    // A failure means that a power cut, or the end of the process, costs somebody data that the store had promised to keep.
+    let seeds = setting("STRONGROOM_CRASH_SEEDS", 2);
+    let jobs: Vec<(usize, u64)> =
+        (0..seeds as u64).flat_map(|seed| (0..WORKLOADS.len()).map(move |workload| (workload, seed))).collect();
+    let (next, tally) = (AtomicUsize::new(0), Tally::default());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some((workload, seed)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    crash_everywhere(*workload, *seed, &tally);
+                }
+            });
+        }
+    });
+    let (recoveries, second_crashes) = (tally.recoveries.into_inner(), tally.second_crashes.into_inner());
+    println!("{recoveries} recoveries, {second_crashes} of recoveries, {} seals", tally.seals.into_inner());
+    assert!(recoveries >= 20_000, "only {recoveries} recoveries: the workloads have become too small");
+    assert!(second_crashes >= 2_000, "only {second_crashes} crashes of recoveries");
+}
+
+fn crash_everywhere(workload: usize, seed: u64, tally: &Tally) {
+    let (name, work) = WORKLOADS[workload];
+    #[cfg(debug_assertions)]
+    strongroom::crypto_audit::start();
+    let base = (seed << 16 | workload as u64) << 32;
+    let mut recorder = Recorder::new(world(workload, base));
+    let created = recorder.events();
+    work(&mut recorder, &mut Dice::new(base));
+    recorder.check_now();
+    let mut dice = Dice::new(!base);
+    let mut lives = base;
+    for event in created..=recorder.events() {
+        for loss in Loss::ALL {
+            if loss == Loss::CutShort && event == created {
+                continue;
+            }
+            let crash = Crash { name, seed, event, loss };
+            let expected = recorder.history.expected(event, loss);
+            let disk = recorder.world.sim.vfs.crash_at(event, loss, dice.roll());
+            lives += 1;
+            let life = recover(&recorder.world, disk, lives, &expected, &crash);
+            tally.recoveries.fetch_add(1, Ordering::Relaxed);
+            let second = match dice.below(5) {
+                0 => None,
+                _ => Some(recorder.world.over(life.power_cut(), lives | 1 << 31)),
+            };
+            if let Some(world) = second {
+                let again = world.open().unwrap_or_else(|error| panic!("{crash}: second opening: {error}"));
+                assert_eq!(contents(&again).unwrap(), life.after, "{crash}: second opening");
+                tally.recoveries.fetch_add(1, Ordering::Relaxed);
+            } else {
+                life.closed_well(&crash);
+            }
+            if dice.below(150) == 0 {
+                crash_recovery(&recorder.world, &life, &crash, &mut lives, &mut dice, tally);
+            }
+        }
+    }
+    #[cfg(debug_assertions)]
+    {
+        let pairs = strongroom::crypto_audit::finish();
+        tally.seals.fetch_add(pairs.len(), Ordering::Relaxed);
+        let mut seen = HashSet::with_capacity(pairs.len());
+        for pair in pairs {
+            assert!(seen.insert(pair), "{name}, seed {seed}: a key sealed twice with one nonce");
+        }
+    }
+}
+
+/// Which crash it was, to be able to repeat it.
+struct Crash {
+    name: &'static str,
+    seed: u64,
+    event: u64,
+    loss: Loss,
+}
+
+impl std::fmt::Display for Crash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (seed {}), crash behind event {}, {:?}", self.name, self.seed, self.event, self.loss)
+    }
+}
+
+/// A store that came back from a crash, and was written to.
+struct Life {
+    world: World,
+    store: Store,
+    /// The disk that the crash left.
+    disk: MemVfs,
+    /// What was found, and what is there since a marker was put into each table.
+    found: Contents,
+    after: Contents,
+}
+
+impl Life {
+    /// The disk, without what was not synced since.
+    fn power_cut(&self) -> MemVfs {
+        let disk = &self.world.sim.vfs;
+        disk.crash_at(disk.events(), Loss::LoseUnsynced, 0)
+    }
+
+    fn closed_well(&self, crash: &Crash) {
+        self.store.close().unwrap_or_else(|error| panic!("{crash}: close: {error}"));
+    }
+}
+
+const MARKER: &[u8] = b"\xffmarker";
+
+fn recover(before: &World, disk: MemVfs, life: u64, expected: &Expected<'_>, crash: &Crash) -> Life {
+    let world = before.over(disk.copy(), life);
+    let store = world.open().unwrap_or_else(|error| panic!("{crash}: open: {error}"));
+    let found = contents(&store).unwrap_or_else(|error| panic!("{crash}: read: {error}"));
+    expected.check(&found).unwrap_or_else(|problem| panic!("{crash}: {problem}"));
+    let report = store.recovery();
+    if crash.loss == Loss::KeepAll {
+        let discarded = (report.discarded_log_bytes, report.discarded_manifest_bytes);
+        assert_eq!(discarded, (0, 0), "{crash}: nothing was torn, but something was discarded");
+    }
+    let after = mark(&store, &found).unwrap_or_else(|error| panic!("{crash}: write after recovery: {error}"));
+    Life { world, store, disk, found, after }
+}
+
+/// Put a marker into every table, all at once and durably.
+fn mark(store: &Store, found: &Contents) -> strongroom::Result<Contents> {
+    let mut after = found.clone();
+    let mut batch = store.batch();
+    for (name, (_, row)) in &mut after {
+        batch.put(&store.table(name)?, MARKER, name);
+        row.insert(MARKER.to_vec(), name.clone().into_bytes());
+    }
+    batch.commit_with(Sync)?;
+    Ok(after)
+}
+
+/// Crash at every event between the opening and the marker.
+fn crash_recovery(before: &World, life: &Life, crash: &Crash, lives: &mut u64, dice: &mut Dice, tally: &Tally) {
+    // The same recovery again, now watched.
+    *lives += 1;
+    let world = before.over(life.disk.copy(), *lives);
+    let store = world.open().unwrap();
+    let opened = world.sim.vfs.events();
+    let after = mark(&store, &life.found).unwrap();
+    let marked = world.sim.vfs.events();
+    for event in 0..=marked {
+        let loss = Loss::ALL[dice.below(Loss::ALL.len())];
+        *lives += 1;
+        let second = before.over(world.sim.vfs.crash_at(event, loss, dice.roll()), *lives);
+        let place = || format!("{crash}, then behind event {event} of its recovery, {loss:?}");
+        let store = second.open().unwrap_or_else(|error| panic!("{}: open: {error}", place()));
+        let found = contents(&store).unwrap_or_else(|error| panic!("{}: read: {error}", place()));
+        let acked = event == marked && loss != Loss::CutShort;
+        let right = found == after && event >= opened || found == life.found && !acked;
+        assert!(right, "{}: {found:?}", place());
+        tally.second_crashes.fetch_add(1, Ordering::Relaxed);
+    }
+}
