@@ -8,7 +8,7 @@ use strongroom::event::{Event, EventSink};
 use strongroom::io::mem::MemVfs;
 use strongroom::io::sim::Simulation;
 use strongroom::io::{Environment, Vfs};
-use strongroom::options::{Cipher, StoreOptions, TableOptions};
+use strongroom::options::{Cipher, Compression, StoreOptions, TableOptions};
 use strongroom::types::TableId;
 use strongroom::{Builder, LocalKms, Result, Store, Table};
 
@@ -40,10 +40,13 @@ pub fn tiny_options() -> StoreOptions {
     }
 }
 
-/// Blocks so small that a handful of entries make an index. Every other table has the other cipher.
+/// Blocks so small that a handful of entries make an index. Every other table has the other cipher, and is compressed.
 pub fn tiny_table(number: usize) -> TableOptions {
-    let cipher = if number.is_multiple_of(2) { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
-    TableOptions::new().block_bytes(256).cipher(cipher)
+    let (cipher, compression) = match number.is_multiple_of(2) {
+        true => (Cipher::Aes256Gcm, Compression::None),
+        false => (Cipher::ChaCha20Poly1305, Compression::Lz4),
+    };
+    TableOptions::new().block_bytes(256).cipher(cipher).compression(compression)
 }
 
 /// A simulated machine, the keyring that lies elsewhere, and what the store said.
