@@ -2,10 +2,6 @@
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
-    reason = "tests prepare and inspect files as a user or an attacker would"
-)]
-
-#[cfg(strongroom_plaintext_baseline)]
     reason = "tests prepare and inspect files as a user or an attacker would, with threads and clocks of their own"
 )]
 
