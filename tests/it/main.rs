@@ -5,6 +5,7 @@
     reason = "tests prepare and inspect files as a user or an attacker would, with threads and clocks of their own"
 )]
 
+#[cfg(strongroom_plaintext_baseline)]
 mod baseline;
 mod canary;
 mod cli;
