@@ -12,7 +12,6 @@
 //!
 //! For a part of them, the crash comes again at every event of the recovery. `STRONGROOM_CRASH_SEEDS` multiplies the workloads.
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use strongroom::Store;
@@ -270,7 +269,7 @@ fn crash_everywhere(workload: usize, seed: u64, tally: &Tally) {
     {
         let pairs = strongroom::crypto_audit::finish();
         tally.seals.fetch_add(pairs.len(), Ordering::Relaxed);
-        let mut seen = HashSet::with_capacity(pairs.len());
+        let mut seen = std::collections::HashSet::with_capacity(pairs.len());
         for pair in pairs {
             assert!(seen.insert(pair), "{name}, seed {seed}: a key sealed twice with one nonce");
         }
