@@ -274,13 +274,7 @@ impl Segment {
         }
         let mut header = vec![0; SEGMENT_BEGIN_BYTES as usize];
         file.read_exact_at(&mut header, 0).map_err(|error| refused("read", &name, error))?;
-        let expected = Expected {
-            kind: FileKind::Log,
-            number,
-            subject: TableId::SYSTEM,
-            suite: None,
-            salt,
-        };
+        let expected = Expected { kind: FileKind::Log, number, subject: TableId::SYSTEM, suite: None, salt };
         let opener = SegmentOpener::open(&header, system, &expected, &place)?;
         Ok(Segment { number, name, file, len_bytes, opener, window_start: 0, window: Vec::new() })
     }
