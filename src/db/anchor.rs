@@ -26,7 +26,7 @@ pub struct Anchor {
 /// monotonic counter.
 ///
 /// The store calls [`advance`](EpochAnchor::advance) after each change became durable, and refuses to open a directory that is behind what
-/// [`load`](EpochAnchor::load) returns. Both are called without any lock held. An anchor in the same directory, or restored together with it, protects nothing.
+/// [`load`](EpochAnchor::load) returns. Both are called without any lock held but the one that keeps the calls in order. An anchor in the same directory, or restored together with it, protects nothing.
 pub trait EpochAnchor: Send + Sync + Debug {
     /// The last anchor of this store, if there is one.
     ///
@@ -56,6 +56,8 @@ impl Engine {
     /// Tell the anchor how far the store has come.
     pub(super) fn advance_anchor(&self) {
         let Some(anchor) = &self.anchor else { return };
+        // One after the other, so that no anchor is overtaken by an older one.
+        let _turn = self.anchoring.lock();
         let synced = self.log.synced();
         let (lineage, epoch) = self.manifest.with_state(|state| (state.store.lineage, state.epoch));
         // An anchor that cannot be written detects less; it must not stop the store.

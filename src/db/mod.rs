@@ -10,7 +10,9 @@
 //!         ├─ scan         point reads, cursors, iterators
 //!         ├─ maintenance  flush, compaction, permits, log segments, backpressure
 //!         ├─ log, manifest, keys, readers: the parts below
-//!         └─ open         create, lock, recover; close
+//!         ├─ builder      how a store is asked for
+//!         ├─ open         create, lock, recover
+//!         └─ close        the end in good order
 //! ```
 //!
 //! # Locks, in the order in which they may be taken
@@ -19,7 +21,9 @@
 
 mod anchor;
 mod batch;
+mod builder;
 mod catalog;
+mod close;
 mod commit;
 mod describe;
 mod load;
@@ -41,8 +45,8 @@ use parking_lot::Mutex;
 
 pub use self::anchor::{Anchor, EpochAnchor};
 pub use self::batch::Batch;
+pub use self::builder::{Builder, RecoveryReport};
 pub use self::describe::{SseDescription, SseStatus, SseType, TableDescription, TableStatus};
-pub use self::open::{Builder, RecoveryReport};
 pub use self::scan::{Cursor, EntryRef, Keys, Range};
 pub use self::snapshot::Snapshot;
 pub use self::table::Table;
@@ -152,6 +156,8 @@ pub(crate) struct Engine {
     /// Held while a log segment is prepared.
     preparing: Mutex<()>,
     anchor: Option<Arc<dyn EpochAnchor>>,
+    /// Held while the anchor is told.
+    anchoring: Mutex<()>,
     tasks: Mutex<Vec<Box<dyn Join>>>,
     lock: Mutex<Option<Box<dyn Lock>>>,
 }

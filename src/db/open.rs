@@ -1,24 +1,24 @@
-//! How a store is created, opened and closed.
+//! How a store is created and opened.
 //!
 //! ```text
 //! create  provider asked ─ LOCK ─ directories ─ keys/system ─ first log segment ─ manifest ─ CURRENT
 //! open    LOCK ─ keys/system ─ provider asked ─ CURRENT ─ manifest ─ epochs ─ every named file is there ─ log walked
 //!         ·················· nothing has been written so far: a refusal leaves the directory as it was ··················
 //!         what survived of the log made durable ─ new log segment ─ new manifest ─ CURRENT ─ orphans ─ drops carried on
-//! close   background work ended ─ log synced ─ CleanClose in the manifest ─ its length in CURRENT
 //! ```
 //! No file of an earlier opening is written to again, so every opening begins a log segment and a manifest of its own.
 //! Nothing is repaired, truncated or removed because a key failed; files that nobody names go only after everything that
 //! the manifest names was found, and key files never do.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use super::anchor::{self, EpochAnchor};
+use super::anchor;
+use super::builder::{Builder, RecoveryReport};
 use super::catalog::{Catalog, TableState};
 use super::commit::Queue;
 use super::load::Warden;
@@ -27,18 +27,16 @@ use super::readers::Readers;
 use super::snapshot::Moments;
 use super::tables::shred_key_file;
 use super::{Engine, Handle, Store};
-use crate::crypto::{Suite, TableKey};
+use crate::crypto::TableKey;
 use crate::error::{Error, Result};
 use crate::event::{Event, EventSink};
 use crate::format::keyfile::{KeyFile, KeyState, MasterKind, SystemKeyFile};
-use crate::format::log::LogPoint;
 use crate::format::manifest::{Edit, KeyPin};
 use crate::format::{DIRECTORIES, FileName};
 use crate::io::directory::{Directory, refused};
 use crate::io::os::TickCell;
-use crate::io::{EntryKind, Environment, Lock, Signal, Task, Tick};
-use crate::keys::{KeyBroker, KeyProvider, LocalKms, TableLease, refuse_keyring_inside};
-use crate::options::StoreOptions;
+use crate::io::{EntryKind, Lock, Signal, Task};
+use crate::keys::{KeyBroker, KeyProvider, TableLease, refuse_keyring_inside};
 use crate::sync::VisibleSeq;
 use crate::types::{Epoch, FileNumber, Generation, Slot, StoreId, TableId};
 use crate::version::manifest::{self, Manifest};
@@ -50,156 +48,6 @@ use crate::wal::replay::{Replayed, SectionRef, SegmentInput, highest_epoch, repl
 /// Suffix of a key file that nobody names and that was set aside.
 const SET_ASIDE_SUFFIX: &str = ".orphan";
 
-/// Settings for opening or creating a store. Made by [`Store::builder`].
-#[derive(Clone, Debug)]
-pub struct Builder {
-    path: PathBuf,
-    provider: Option<Arc<dyn KeyProvider>>,
-    owned_provider: Option<Arc<dyn KeyProvider>>,
-    options: StoreOptions,
-    env: Environment,
-    min_epoch: Epoch,
-    anchor: Option<Arc<dyn EpochAnchor>>,
-    events: Option<Arc<dyn EventSink>>,
-    #[cfg(strongroom_plaintext_baseline)]
-    plaintext: bool,
-}
-
-/// What was found when a store was opened.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub struct RecoveryReport {
-    /// Whether the store had been closed in good order (or was just created).
-    pub clean: bool,
-    /// Bytes at the end of the log that nothing attests as durable, and that were discarded because something before them
-    /// was missing. Commits in them were never acknowledged as [`Durability::Sync`](crate::Durability::Sync).
-    pub discarded_log_bytes: u64,
-    /// Bytes at the end of the manifest of which the same is true.
-    pub discarded_manifest_bytes: u64,
-    /// Files that nobody named any more and that were removed, relative to the store.
-    pub removed_files: Vec<String>,
-    /// Key files that nobody named, and that were renamed and kept, relative to the store.
-    pub set_aside_files: Vec<String>,
-}
-
-impl Builder {
-    pub(super) fn new(path: &Path) -> Builder {
-        Builder {
-            path: path.to_owned(),
-            provider: None,
-            owned_provider: None,
-            options: StoreOptions::default(),
-            env: Environment::os(),
-            min_epoch: Epoch(0),
-            anchor: None,
-            events: None,
-            #[cfg(strongroom_plaintext_baseline)]
-            plaintext: false,
-        }
-    }
-
-    /// The provider that holds the master keys. Required.
-    pub fn key_provider(self, provider: impl KeyProvider + 'static) -> Builder {
-        self.shared_key_provider(Arc::new(provider))
-    }
-
-    /// As [`key_provider`](Builder::key_provider), for a provider that others use as well.
-    pub fn shared_key_provider(mut self, provider: Arc<dyn KeyProvider>) -> Builder {
-        self.provider = Some(provider);
-        self
-    }
-
-    /// A provider of its own for the store's owned key. Default: the other one.
-    pub fn owned_key_provider(mut self, provider: Arc<dyn KeyProvider>) -> Builder {
-        self.owned_provider = Some(provider);
-        self
-    }
-
-    /// Sizes, limits and times. Default: [`StoreOptions::default`].
-    pub fn options(mut self, options: StoreOptions) -> Builder {
-        self.options = options;
-        self
-    }
-
-    /// Files, clocks, randomness and threads. Default: the operating system's.
-    pub fn environment(mut self, environment: Environment) -> Builder {
-        self.env = environment;
-        self
-    }
-
-    /// Refuse a store whose epoch is lower: it is an older copy. See [`Store::epoch`].
-    pub fn min_epoch(mut self, epoch: Epoch) -> Builder {
-        self.min_epoch = epoch;
-        self
-    }
-
-    /// Where to look up, and keep, how far the store had come.
-    pub fn anchor(mut self, anchor: Arc<dyn EpochAnchor>) -> Builder {
-        self.anchor = Some(anchor);
-        self
-    }
-
-    /// Who hears what happens in the store.
-    pub fn events(mut self, events: Arc<dyn EventSink>) -> Builder {
-        self.events = Some(events);
-        self
-    }
-
-    /// A store that seals nothing, tables and metadata alike, to measure what sealing costs. Whether a store is one is decided when it is
-    /// created and must be said again at each open; builds without `--cfg strongroom_plaintext_baseline` refuse it and cannot make one.
-    #[cfg(strongroom_plaintext_baseline)]
-    pub fn plaintext_baseline(mut self) -> Builder {
-        self.plaintext = true;
-        self
-    }
-
-    /// How the metadata of a new store is sealed.
-    fn system_suite(&self) -> Suite {
-        #[cfg(strongroom_plaintext_baseline)]
-        if self.plaintext {
-            return Suite::None;
-        }
-        Suite::choose(None)
-    }
-
-    /// Create a store in a directory that does not exist or is empty.
-    ///
-    /// # Errors
-    /// [`Error::AlreadyExists`]; [`Error::InvalidArgument`] without a provider, with one whose keyring lies inside the directory, or for a setting that
-    /// cannot be; [`Error::KeyUnavailable`] or [`Error::MasterKeyUnavailable`] if the provider gives no key. In these cases nothing was written.
-    pub fn create(self) -> Result<Store> {
-        Opening::new(self)?.create()
-    }
-
-    /// Open a store.
-    ///
-    /// # Errors
-    /// [`Error::NotAStore`]; [`Error::Locked`]; [`Error::WrongKey`] or [`Error::KeyUnavailable`] for the system key;
-    /// [`Error::RolledBack`]; [`Error::MissingFile`]; [`Error::LogDamaged`], [`Error::Tampered`] or [`Error::BitRot`];
-    /// [`Error::UnknownVersion`]. In these cases nothing was changed.
-    pub fn open(self) -> Result<Store> {
-        Opening::new(self)?.open()
-    }
-
-    /// Open the store, or create it if there is none.
-    ///
-    /// # Errors
-    /// As for [`open`](Builder::open) and [`create`](Builder::create).
-    pub fn open_or_create(self) -> Result<Store> {
-        match self.clone().open() {
-            Err(Error::NotAStore { .. }) => self.create(),
-            outcome => outcome,
-        }
-    }
-
-    pub(super) fn temporary() -> Result<Store> {
-        let mut env = Environment::os();
-        env.vfs = Arc::new(crate::io::mem::MemVfs::unjournaled());
-        let kms = LocalKms::in_memory(env.clone())?;
-        Builder::new(Path::new("/temporary")).environment(env).key_provider(kms).create()
-    }
-}
-
 /// Hears nothing.
 #[derive(Debug)]
 struct NoSink;
@@ -209,7 +57,7 @@ impl EventSink for NoSink {
 }
 
 /// A store that is about to be open.
-struct Opening {
+pub(super) struct Opening {
     builder: Builder,
     provider: Arc<dyn KeyProvider>,
     dir: Arc<Directory>,
@@ -231,7 +79,7 @@ struct Parts {
 }
 
 impl Opening {
-    fn new(builder: Builder) -> Result<Opening> {
+    pub(super) fn new(builder: Builder) -> Result<Opening> {
         builder.options.validate()?;
         let missing = || Error::InvalidArgument { what: "key provider", detail: "a store needs one".into() };
         let provider = builder.provider.clone().ok_or_else(missing)?;
@@ -273,7 +121,7 @@ impl Opening {
 
     // ---- create ----
 
-    fn create(self) -> Result<Store> {
+    pub(super) fn create(self) -> Result<Store> {
         self.check_vacant()?;
         let store = StoreId::from_bytes(self.random()?);
         let lineage = self.random()?;
@@ -381,7 +229,7 @@ impl Opening {
 
     // ---- open ----
 
-    fn open(self) -> Result<Store> {
+    pub(super) fn open(self) -> Result<Store> {
         let not_a_store = || Error::NotAStore { path: self.path() };
         match self.dir.metadata("")? {
             Some(metadata) if metadata.kind == EntryKind::Directory => {}
@@ -612,6 +460,7 @@ impl Opening {
             closed: AtomicBool::new(false),
             recovery: OnceLock::new(),
             anchor: self.builder.anchor.clone(),
+            anchoring: Mutex::new(()),
             tasks: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         });
@@ -692,62 +541,6 @@ impl Engine {
             self.tasks.lock().push(join);
         }
         Ok(())
-    }
-
-    /// Close in good order; the first call does it, later ones find it done.
-    pub(super) fn close(&self) -> Result<()> {
-        // A forked child has neither the threads nor the right to write.
-        if self.tick.load().is_none() || self.closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
-        self.background.stop();
-        let tasks = std::mem::take(&mut *self.tasks.lock());
-        for task in tasks {
-            // A task that panicked has nothing in the files that the log does not have.
-            let _ = task.join();
-        }
-        // No permit lasts from now on, so that every call finds out that the store is closed.
-        self.tick.store(Tick(u64::MAX));
-        let creating = self.creating.lock();
-        let outcome = self.end_log();
-        let in_use = std::mem::take(&mut *self.background.in_use.lock());
-        for table in in_use.values() {
-            table.lease.close();
-            let _structure = table.structure.lock();
-            table.publish(None);
-        }
-        drop(in_use);
-        if self.poison.get().is_none() {
-            self.readers.remove_obsolete();
-        }
-        drop(creating);
-        self.advance_anchor();
-        *self.lock.lock() = None;
-        outcome
-    }
-
-    /// Make everything durable and record that the log ends here.
-    fn end_log(&self) -> Result<()> {
-        let writer = self.writer.lock();
-        if let Some(cause) = self.poison.get() {
-            return Err(Error::Poisoned { cause: Arc::new(cause.clone()) });
-        }
-        self.log.sync(self.log.end()).map_err(|error| self.poison(error))?;
-        let end = self.log.end();
-        let end = match writer.has_segment() {
-            true => end,
-            // Nothing was committed: the segment that is ready is empty.
-            false => {
-                if end == LogPoint::default() {
-                    // There is none at all any more if the store was quieted: the end must be in some segment.
-                    self.prepare_segment()?;
-                }
-                self.log.spare_end().unwrap_or(end)
-            }
-        };
-        let tag = writer.last_tag();
-        let last = SegmentEnd { end_bytes: end.end_bytes, tag };
-        self.manifest.close(end.segment, last, self.visible.load()).map_err(|error| self.poison(error))
     }
 }
 
