@@ -158,12 +158,7 @@ impl Run {
         if operation == 18 {
             return self.crash(input);
         }
-        self.before = Before {
-            events: self.sim.vfs.events(),
-            commits: self.commits(),
-            durable: self.durable,
-            tables: self.tables.keys().copied().collect(),
-        };
+        self.note_before();
         match operation {
             0..=5 => self.put(input),
             6 | 7 => self.delete(input),
@@ -182,6 +177,15 @@ impl Run {
                 self.durable = self.commits();
             }
         }
+    }
+
+    fn note_before(&mut self) {
+        self.before = Before {
+            events: self.sim.vfs.events(),
+            commits: self.commits(),
+            durable: self.durable,
+            tables: self.tables.keys().copied().collect(),
+        };
     }
 
     /// One of the tables that are there; one is made if there is none.
@@ -341,6 +345,8 @@ impl Run {
         self.open_over(disk);
         assert!(self.store.recovery().clean);
         self.durable = self.commits();
+        // Another disk, which counts its own events: a crash that follows meets the store as it was opened.
+        self.note_before();
     }
 
     fn open_over(&mut self, disk: crate::io::mem::MemVfs) {
@@ -389,7 +395,7 @@ impl Run {
         self.states.truncate(prefix + 1);
         // What was recovered was made durable before the store opened.
         self.durable = prefix;
-        self.before = Before { events: self.sim.vfs.events(), commits: prefix, durable: prefix, tables: found };
+        self.note_before();
     }
 
     fn held(&self) -> BTreeMap<u32, Row> {
