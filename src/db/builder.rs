@@ -117,6 +117,16 @@ impl Builder {
         self
     }
 
+    /// That a store is sealed, or is not, as the opener said.
+    #[cfg(strongroom_plaintext_baseline)]
+    pub(super) fn check_suite(&self, suite: Suite) -> Result<()> {
+        if self.plaintext == (suite == Suite::None) {
+            return Ok(());
+        }
+        let detail = "it is sealed, or is not, against what the opener said".into();
+        Err(crate::error::Error::InvalidArgument { what: "store", detail })
+    }
+
     /// How the metadata of a new store is sealed.
     pub(super) fn system_suite(&self) -> Suite {
         #[cfg(strongroom_plaintext_baseline)]

@@ -290,10 +290,7 @@ impl Opening {
     fn check_state(&self, state: &State, system: &SystemKey) -> Result<()> {
         system.check_pin(&state.system_key)?;
         #[cfg(strongroom_plaintext_baseline)]
-        if self.builder.plaintext != (state.store.suite == Suite::None) {
-            let detail = "it is sealed, or is not, against what the opener said".into();
-            return Err(Error::InvalidArgument { what: "store", detail });
-        }
+        self.builder.check_suite(state.store.suite)?;
         if self.builder.min_epoch > state.epoch {
             return Err(Error::RolledBack { found: state.epoch, attested: self.builder.min_epoch });
         }
