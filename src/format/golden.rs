@@ -13,7 +13,7 @@ use crate::format::current::{Closed, Current};
 use crate::format::frame::{Expected, FileHeader, FileOpener, FileSealer, FrameKind, HEADER_BYTES, JournalHead};
 use crate::format::keyfile::{KeyFile, KeyState, MasterKind, SystemKeyFile, Wrap};
 use crate::format::log::{GroupWriter, LogPoint, SectionReader, SegmentOpener, SegmentSealer, entry_bytes};
-use crate::format::manifest::{EditGroup, ManifestOpener, ManifestSealer};
+use crate::format::manifest::{Edit, EditGroup, ManifestOpener, ManifestSealer};
 use crate::format::testing::*;
 use crate::options::Compression;
 use crate::types::{Epoch, FileKind, FileNumber, Generation, Kind, Seq, Slot, TableId};
@@ -37,9 +37,10 @@ fn files() -> Vec<(String, Vec<u8>)> {
         files.push((format!("current-{name}.bin"), current));
         files.push((format!("keyfile-{name}.bin"), key));
         files.push((format!("systemkey-{name}.bin"), system));
-        files.push((format!("manifest-{name}.bin"), manifest(suite, &entropy)));
+        files.push((format!("manifest-{name}.bin"), manifest(suite, &entropy, groups())));
         files.push((format!("log-{name}.bin"), log(suite, &entropy)));
         files.push((format!("frames-{name}.bin"), frames(suite, &entropy, Compression::None)));
+        files.push((format!("manifest-keys-{name}.bin"), manifest(suite, &entropy, key_groups())));
     }
     files
 }
@@ -92,18 +93,31 @@ fn system_key_file() -> KeyFile {
     }
 }
 
+/// How many kinds of edits there were when the first manifests were written.
+const FIRST_EDITS: usize = 16;
+
+/// The edits that there were at first.
 fn groups() -> Vec<EditGroup> {
-    let edits = crate::format::manifest::tests::edits();
+    groups_of(&crate::format::manifest::tests::edits()[..FIRST_EDITS])
+}
+
+/// The edits that came with the life of keys.
+fn key_groups() -> Vec<EditGroup> {
+    groups_of(&crate::format::manifest::tests::edits()[FIRST_EDITS..])
+}
+
+fn groups_of(edits: &[Edit]) -> Vec<EditGroup> {
+    let edits = edits.to_vec();
     vec![
         EditGroup { epoch: Epoch(41), synced_ordinal: None, edits },
         EditGroup { epoch: Epoch(42), synced_ordinal: Some(0), edits: Vec::new() },
     ]
 }
 
-fn manifest(suite: Suite, entropy: &Counting) -> Vec<u8> {
+fn manifest(suite: Suite, entropy: &Counting, groups: Vec<EditGroup>) -> Vec<u8> {
     let mut out = Vec::new();
     let mut sealer = ManifestSealer::create(&system_key(), suite, FileNumber(7), entropy, &mut out).unwrap();
-    for group in groups() {
+    for group in groups {
         sealer.append(&group, &mut out).unwrap();
     }
     out
@@ -202,20 +216,28 @@ fn golden_metadata_opens() {
 #[test]
 fn golden_manifests_and_segments_open() {
     for suite in ["aes", "chacha"] {
-        let bytes = golden(&format!("manifest-{suite}.bin"));
+        for (name, groups) in [("manifest", groups()), ("manifest-keys", key_groups())] {
+            let bytes = golden(&format!("{name}-{suite}.bin"));
+            let of = Expected {
+                kind: FileKind::Manifest,
+                number: FileNumber(7),
+                subject: TableId::SYSTEM,
+                suite: None,
+                salt: None,
+            };
+            let mut opener = ManifestOpener::open(&bytes, &system_key(), &of, &here()).unwrap();
+            let read: Vec<EditGroup> = journal(&bytes)
+                .into_iter()
+                .filter_map(|frame| opener.feed(frame, &here()).unwrap())
+                .map(|group| group.into_inner())
+                .collect();
+            assert_eq!(read, groups);
+        }
+
+        let bytes = golden(&format!("log-{suite}.bin"));
         let header = FileHeader::decode(&bytes, &here()).unwrap();
         let expected =
             |kind, number| Expected { kind, number, subject: TableId::SYSTEM, suite: Some(header.suite), salt: None };
-        let of = expected(FileKind::Manifest, FileNumber(7));
-        let mut opener = ManifestOpener::open(&bytes, &system_key(), &of, &here()).unwrap();
-        let read: Vec<EditGroup> = journal(&bytes)
-            .into_iter()
-            .filter_map(|frame| opener.feed(frame, &here()).unwrap())
-            .map(|group| group.into_inner())
-            .collect();
-        assert_eq!(read, groups());
-
-        let bytes = golden(&format!("log-{suite}.bin"));
         let of = expected(FileKind::Log, FileNumber(12));
         let segment = SegmentOpener::open(&bytes, &system_key(), &of, &here()).unwrap();
         let mut frames = journal(&bytes).into_iter();

@@ -294,7 +294,11 @@ fn picture() -> Vec<crate::format::manifest::Edit> {
     let removes = |edit: &Edit| {
         matches!(
             edit,
-            Edit::DropTable { .. } | Edit::ForgetTable { .. } | Edit::RemoveFile { .. } | Edit::RemoveSegment { .. }
+            Edit::DropTable { .. }
+                | Edit::ForgetTable { .. }
+                | Edit::RemoveFile { .. }
+                | Edit::RemoveSegment { .. }
+                | Edit::Unpark { .. }
         )
     };
     edits.into_iter().filter(|edit| !removes(edit)).collect()

@@ -5,7 +5,7 @@ use crate::format::current::Current;
 use crate::format::frame::FrameKind;
 use crate::format::keyfile::KeyFile;
 use crate::format::log::{Envelope, Section};
-use crate::format::manifest::{Edit, EditGroup, FileRecord, KeyPin, TableRecord};
+use crate::format::manifest::{Edit, EditGroup, FileRecord, KeyPin, ParkedRecord, TableRecord};
 use crate::format::table::{self, Footer, Handle, Properties, RunPointer};
 use crate::types::Kind;
 
@@ -103,7 +103,40 @@ fn edit(edit: &Edit) -> String {
         Edit::LogSynced { point } => {
             format!("log durable up to byte {} of segment {}", point.end_bytes, point.segment)
         }
+        Edit::Access { slot, since_ms: Some(ms) } => format!("slot {slot} is inaccessible since {ms} ms"),
+        Edit::Access { slot, since_ms: None } => format!("slot {slot} is accessible"),
+        Edit::Park(parked) => parked_record(parked),
+        Edit::Unpark { number } => format!("remove parked sections, file {number}"),
+        Edit::Schedule { slot, schedule } => {
+            let key = slot.map_or("the system key".to_owned(), |slot| format!("the key of slot {slot}"));
+            match schedule {
+                Some(one) => format!("rotate {key} every {} ms, next at {} ms", one.every_ms, one.next_ms),
+                None => format!("do not rotate {key} by itself"),
+            }
+        }
+        Edit::KeyChanged { slot, at_ms } => format!("master key of slot {slot} changed at {at_ms} ms"),
+        Edit::TrailHead(head) => {
+            format!("trail at {} events at {} ms, link {}", head.events, head.at_ms, hex(&head.mac))
+        }
+        Edit::Grant(grant) => format!("grant {} for {:?} key {}", grant.grant_id, grant.master, grant.key_arn),
+        Edit::GrantEnded { key_arn } => format!("no grant for key {key_arn} any more"),
+        Edit::Creator { slot, principal } => format!("slot {slot} was created by {principal}"),
     }
+}
+
+fn parked_record(parked: &ParkedRecord) -> String {
+    let generations: Vec<String> =
+        parked.generations.iter().map(|(generation, bytes)| format!("{bytes} under generation {generation}")).collect();
+    format!(
+        "park sections of slot {}: file {}, {} bytes ({}), up to {:?}, salt {}, last tag {}",
+        parked.slot,
+        parked.number,
+        parked.len_bytes,
+        generations.join(", "),
+        parked.last_seq,
+        hex(parked.salt.as_bytes()),
+        hex(&parked.final_tag)
+    )
 }
 
 fn key_pin(pin: &KeyPin) -> String {

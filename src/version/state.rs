@@ -11,7 +11,7 @@ use crate::crypto::{Salt, Suite, Tag};
 use crate::error::{Error, Result};
 use crate::format::Where;
 use crate::format::log::LogPoint;
-use crate::format::manifest::{Edit, FileRecord, KeyPin, TableRecord};
+use crate::format::manifest::{Edit, FileRecord, GrantRecord, KeyPin, ParkedRecord, Schedule, TableRecord, TrailHead};
 use crate::types::{Epoch, FileNumber, LEVELS, Seq, Slot, StoreId};
 
 /// Everything that the manifest says, after so many edits.
@@ -35,6 +35,14 @@ pub(crate) struct State {
     pub log_synced: LogPoint,
     /// Live log segments in the order in which they were written.
     pub segments: BTreeMap<FileNumber, SegmentMeta>,
+    /// Files of log sections that were carried out of segments that had to go.
+    pub parked: BTreeMap<FileNumber, Arc<ParkedRecord>>,
+    /// Grants by the ARN of the master key that they are for.
+    pub grants: BTreeMap<String, Arc<GrantRecord>>,
+    /// When the system key is to be rotated by itself.
+    pub system_schedule: Option<Schedule>,
+    /// How far the audit trail had come, if there ever was one.
+    pub trail: Option<TrailHead>,
 }
 
 /// What was fixed when the store was created, and its present lineage.
@@ -61,7 +69,49 @@ pub(crate) struct TableMeta {
     pub flushed: Seq,
     /// Sorted tables with their levels.
     pub files: BTreeMap<FileNumber, (u8, Arc<FileRecord>)>,
+    /// Wall time since when its master key is refused, if it is.
+    pub inaccessible_since_ms: Option<u64>,
+    /// When its key is to be rotated by itself.
+    pub schedule: Option<Schedule>,
+    /// Wall times of the last changes of its master key, oldest first.
+    pub key_changes_ms: Vec<u64>,
+    /// Who created it, as that principal is shown; empty if it was created before that was recorded.
+    pub creator: String,
 }
+
+impl TableMeta {
+    fn new(record: Arc<TableRecord>) -> TableMeta {
+        TableMeta {
+            record,
+            flushed: Seq::ZERO,
+            files: BTreeMap::new(),
+            inaccessible_since_ms: None,
+            schedule: None,
+            key_changes_ms: Vec::new(),
+            creator: String::new(),
+        }
+    }
+
+    /// The edits, beside the record, that make this table's part of the picture again.
+    fn picture(&self, slot: Slot) -> impl Iterator<Item = Edit> {
+        let mut edits = vec![Edit::Flushed { slot, seq: self.flushed }];
+        edits.extend(self.files.values().map(|(level, file)| Edit::AddFile {
+            slot,
+            level: *level,
+            file: (**file).clone(),
+        }));
+        edits.extend(self.inaccessible_since_ms.map(|ms| Edit::Access { slot, since_ms: Some(ms) }));
+        edits.extend(self.schedule.map(|schedule| Edit::Schedule { slot: Some(slot), schedule: Some(schedule) }));
+        edits.extend(self.key_changes_ms.iter().map(|&at_ms| Edit::KeyChanged { slot, at_ms }));
+        if !self.creator.is_empty() {
+            edits.push(Edit::Creator { slot, principal: self.creator.clone() });
+        }
+        edits.into_iter()
+    }
+}
+
+/// As many changes of a master key are remembered as any limit per day counts.
+const KEY_CHANGES_MAX: usize = 64;
 
 /// One log segment, as the manifest knows it.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +144,10 @@ impl State {
             log_synced: LogPoint::default(),
             tables: BTreeMap::new(),
             segments: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            grants: BTreeMap::new(),
+            system_schedule: None,
+            trail: None,
         }
     }
 
@@ -136,13 +190,12 @@ impl State {
         edits.push(Edit::LogSynced { point: self.log_synced });
         for (&slot, table) in &self.tables {
             edits.push(Edit::CreateTable(Box::new((*table.record).clone())));
-            edits.push(Edit::Flushed { slot, seq: table.flushed });
-            edits.extend(table.files.values().map(|(level, file)| Edit::AddFile {
-                slot,
-                level: *level,
-                file: (**file).clone(),
-            }));
+            edits.extend(table.picture(slot));
         }
+        edits.extend(self.parked.values().map(|parked| Edit::Park(Box::new((**parked).clone()))));
+        edits.extend(self.grants.values().map(|grant| Edit::Grant(Box::new((**grant).clone()))));
+        edits.extend(self.system_schedule.map(|schedule| Edit::Schedule { slot: None, schedule: Some(schedule) }));
+        edits.extend(self.trail.map(Edit::TrailHead));
         edits
     }
 
@@ -159,8 +212,7 @@ impl State {
             Edit::CreateTable(record) => {
                 let slot = record.slot;
                 self.next_slot = self.next_slot.max(next_slot(slot, place)?);
-                let table = TableMeta { record: Arc::from(record), flushed: Seq::ZERO, files: BTreeMap::new() };
-                if self.tables.insert(slot, table).is_some() {
+                if self.tables.insert(slot, TableMeta::new(Arc::from(record))).is_some() {
                     return Err(contradiction(place, "a table that exists is created"));
                 }
             }
@@ -172,6 +224,7 @@ impl State {
                 let table = self.table(slot, place)?;
                 table.record = Arc::new(TableRecord { dropping: true, ..(*table.record).clone() });
                 table.files.clear();
+                self.parked.retain(|_, parked| parked.slot != slot);
             }
             Edit::ForgetTable { slot } => {
                 self.table(slot, place)?;
@@ -216,6 +269,32 @@ impl State {
                 self.last_seq = self.last_seq.max(seq);
             }
             Edit::PictureEnds => {}
+            Edit::Access { slot, since_ms } => self.table(slot, place)?.inaccessible_since_ms = since_ms,
+            Edit::Park(record) => {
+                self.next_file = self.next_file.max(next_file(record.number, place)?);
+                self.table(record.slot, place)?;
+                if self.parked.insert(record.number, Arc::from(record)).is_some() {
+                    return Err(contradiction(place, "a file of parked sections that exists is added"));
+                }
+            }
+            Edit::Unpark { number } => {
+                if self.parked.remove(&number).is_none() {
+                    return Err(contradiction(place, "a file of parked sections that does not exist is removed"));
+                }
+            }
+            Edit::Schedule { slot: Some(slot), schedule } => self.table(slot, place)?.schedule = schedule,
+            Edit::Schedule { slot: None, schedule } => self.system_schedule = schedule,
+            Edit::KeyChanged { slot, at_ms } => {
+                let changes = &mut self.table(slot, place)?.key_changes_ms;
+                changes.push(at_ms);
+                if changes.len() > KEY_CHANGES_MAX {
+                    changes.remove(0);
+                }
+            }
+            Edit::TrailHead(head) => self.trail = Some(head),
+            Edit::Grant(grant) => drop(self.grants.insert(grant.key_arn.clone(), Arc::from(grant))),
+            Edit::GrantEnded { key_arn } => drop(self.grants.remove(&key_arn)),
+            Edit::Creator { slot, principal } => self.table(slot, place)?.creator = principal,
         }
         Ok(())
     }

@@ -1,9 +1,15 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::crypto::Commitment;
 use crate::error::ErrorKind;
+use crate::format::codec::Refusal;
 use crate::format::frame::{HEADER_BYTES, JournalHead};
+use crate::format::keyfile::MasterKind;
+use crate::format::log::LogPoint;
 use crate::format::testing::*;
+use crate::options::Compression;
+use crate::types::{Generation, LEVELS, Seq, Slot, TABLE_NAME_BYTES_MAX};
 
 const NUMBER: FileNumber = FileNumber(7);
 
@@ -59,6 +65,27 @@ pub(crate) fn file() -> FileRecord {
     }
 }
 
+pub(crate) fn parked() -> ParkedRecord {
+    ParkedRecord {
+        number: FileNumber(36),
+        slot: Slot(3),
+        salt: Salt::from_bytes([7; 32]),
+        final_tag: [4; 16],
+        len_bytes: 9000,
+        last_seq: Seq::new(80).unwrap(),
+        generations: vec![(Generation(1), 5000), (Generation(4), 3000)],
+    }
+}
+
+pub(crate) fn grant() -> GrantRecord {
+    GrantRecord {
+        master: MasterKind::Customer,
+        key_arn: "arn:strongroom:kms:local:00:key/1".to_owned(),
+        grant_id: "grant".to_owned(),
+        token: "token".to_owned(),
+    }
+}
+
 /// One of each kind.
 pub(crate) fn edits() -> Vec<Edit> {
     let slot = Slot(3);
@@ -81,6 +108,15 @@ pub(crate) fn edits() -> Vec<Edit> {
         Edit::CleanClose { segment, end_bytes: 4001, tag: [2; 16], seq },
         Edit::PictureEnds,
         Edit::LogSynced { point: LogPoint { segment, end_bytes: 4002 } },
+        Edit::Access { slot, since_ms: Some(1_790_000_000_001) },
+        Edit::Park(Box::new(parked())),
+        Edit::Unpark { number: FileNumber(36) },
+        Edit::Schedule { slot: Some(slot), schedule: Some(Schedule { every_ms: 86_400_000, next_ms: 7 }) },
+        Edit::KeyChanged { slot, at_ms: 1_790_000_000_002 },
+        Edit::TrailHead(TrailHead { events: 12, mac: [6; 32], at_ms: 1_790_000_000_003 }),
+        Edit::Grant(Box::new(grant())),
+        Edit::GrantEnded { key_arn: grant().key_arn },
+        Edit::Creator { slot, principal: "owner".to_owned() },
     ]
 }
 
@@ -107,7 +143,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn any_selection_of_edits_reads_back(picks in prop::collection::vec(0usize..16, 0..30), epoch: u64, synced: Option<u64>) {
+    fn any_selection_of_edits_reads_back(picks in prop::collection::vec(0usize..25, 0..30), epoch: u64, synced: Option<u64>) {
         let all = edits();
         let edits = picks.iter().map(|&pick| all[pick].clone()).collect();
         let group = EditGroup { epoch: Epoch(epoch), synced_ordinal: synced, edits };
@@ -147,8 +183,8 @@ fn every_edit_keeps_its_number() {
     }
     let mut bytes =
         EditGroup { epoch: Epoch(1), synced_ordinal: None, edits: vec![Edit::PictureEnds] }.encode().to_vec();
-    *bytes.last_mut().unwrap() = 17;
-    assert_eq!(EditGroup::decode(&bytes), Err(Refusal::Unknown { what: "manifest edit", number: 17 }));
+    *bytes.last_mut().unwrap() = 26;
+    assert_eq!(EditGroup::decode(&bytes), Err(Refusal::Unknown { what: "manifest edit", number: 26 }));
 }
 
 #[test]
@@ -180,6 +216,11 @@ fn records_that_contradict_themselves_are_refused() {
     assert_eq!(with(&|file| file.bounds = vec![0; FrameKind::Bounds.frame_bytes_max() + 1]), Refusal::Malformed);
     assert_eq!(refused(Edit::AddFile { slot: Slot(1), level: LEVELS as u8, file: file() }), Refusal::Malformed);
     assert_eq!(refused(Edit::RemoveFile { slot: Slot(1), level: 7, number: NUMBER }), Refusal::Malformed);
+    let never = Schedule { every_ms: 0, next_ms: 1 };
+    assert_eq!(refused(Edit::Schedule { slot: None, schedule: Some(never) }), Refusal::Malformed);
+    let with = |generations| refused(Edit::Park(Box::new(ParkedRecord { generations, ..parked() })));
+    assert_eq!(with(Vec::new()), Refusal::Malformed);
+    assert_eq!(with(vec![(Generation(2), 1), (Generation(1), 1)]), Refusal::Malformed);
 }
 
 #[test]

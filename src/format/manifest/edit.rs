@@ -1,19 +1,6 @@
-//! The manifest: a log of edits from which the picture of the whole store follows.
-//!
-//! A file header and journal frames ([`frame`](crate::format::frame)) of kind *edits*, ordinals 0, 1, 2, ..., each frame under a key of its
-//! own that comes from the system key. A *group* of edits is atomic: it takes effect when all its frames are there.
+//! Edits: what one change of the store's picture says, and its bytes.
 //!
 //! ```text
-//! payload of a frame: more u8 (1: the group goes on in the next frame), then the next piece of the group
-//!
-//! group
-//! offset  size  field
-//!      0     8  epoch            of this group; one more than the group's before (u64)
-//!      8     1  synced known     0 while the picture is being written, 1 afterwards
-//!      9     8  synced ordinal   highest ordinal of this manifest known durable when this was written, or zero (u64)
-//!     17     4  edits            how many follow (u32); none: a mark, which attests what was durable
-//!     21     -  edits
-//!
 //! edit: number u8, then
 //!   1 Store          store 16 | lineage 16 | created_ms u64 | real_entropy bool | suite u8
 //!   2 SystemKey      pin
@@ -32,44 +19,36 @@
 //!  14 CleanClose     segment u64 | end_bytes u64 | tag 16 | seq u64
 //!  15 PictureEnds
 //!  16 LogSynced      segment u64 | end_bytes u64
+//!  17 Access         slot u32 | since_ms u64 (0: accessible)
+//!  18 Park           number u64 | slot u32 | salt 32 | final tag 16 | len_bytes u64 | last_seq u64
+//!                    | count varint | count times: generation u32, bytes u64
+//!  19 Unpark         number u64
+//!  20 Schedule       slot u32 (0: the system key) | every_ms u64 (0: none) | next_ms u64
+//!  21 KeyChanged     slot u32 | at_ms u64
+//!  22 TrailHead      events u64 | mac 32 | at_ms u64
+//!  23 Grant          master u8 | key ARN prefixed | grant id prefixed | token prefixed
+//!  24 GrantEnded     key ARN prefixed
+//!  25 Creator        slot u32 | principal prefixed
 //!
 //! pin   version u64 | tag 16 | count varint | count times: generation u32, commitment 32
 //! file  number u64 | container u64 | offset_bytes u64 | len_bytes u64 | salt 32 | final tag 16 | generation u32 | suite u8
 //!       | entries u64 | tombstones u64 | raw_bytes u64 | min_seq u64 | max_seq u64 | bounds_ordinal u64 | bounds prefixed
 //! ```
 //! A file's key bounds stand here as the sealed frame that they are in the file: opaque until the table's key is there.
-//! What the edits mean together is `version`'s and `db`'s affair; here they are only bytes.
+//! Numbers are never reused; a reader that does not know one refuses the manifest.
 
-use crate::crypto::{Authentic, Commitment, Salt, Suite, TableKey, Tag, Wiped};
-use crate::error::{Error, Result};
-use crate::format::codec::{Decoded, Put, Reader, Refusal, Where, require};
-use crate::format::frame::{
-    Expected, FileOpener, FileSealer, FrameKind, JOURNAL_PAYLOAD_BYTES_MAX, decode_number, decode_suite,
-};
-use crate::format::keyfile::MasterKind;
+use crate::crypto::{Commitment, Salt, Suite, Tag};
+use crate::format::codec::{Decoded, Put, Reader, Refusal, require};
+use crate::format::frame::{FrameKind, decode_number, decode_suite};
+use crate::format::keyfile::{KEY_ARN_BYTES_MAX, MasterKind};
 use crate::format::log::{LogPoint, decode_seq};
-use crate::io::Entropy;
 use crate::options::Compression;
 use crate::types::{
-    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Epoch, FileKind, FileNumber, Generation, LEVELS, Seq, Slot, StoreId,
-    TABLE_NAME_BYTES_MAX, TableId,
+    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, FileNumber, Generation, LEVELS, Seq, Slot, StoreId, TABLE_NAME_BYTES_MAX, TableId,
 };
 
-/// The most bytes that one group of edits has, so that reading one is bounded (64 MiB). A picture is many groups.
-pub(crate) const GROUP_BYTES_MAX: usize = 64 << 20;
-/// What of a group fits one frame, behind the byte that says whether it goes on.
-const PIECE_BYTES_MAX: usize = JOURNAL_PAYLOAD_BYTES_MAX - 1;
-
-/// Edits that take effect together or not at all.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct EditGroup {
-    /// The epoch that the store is at once the group is durable.
-    pub(crate) epoch: Epoch,
-    /// Highest ordinal of this manifest known durable when this was written; `None` until its picture is.
-    pub(crate) synced_ordinal: Option<u64>,
-    /// What changed; nothing in a mark.
-    pub(crate) edits: Vec<Edit>,
-}
+/// Longest grant id, grant token or principal, in bytes: what KMS gives out stays far below it.
+const GRANT_TEXT_BYTES_MAX: usize = 8192;
 
 /// One change of the store's picture. The numbers reach the disk and are never reused; see the module's table.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -184,6 +163,50 @@ pub(crate) enum Edit {
     LogSynced {
         /// The point.
         point: LogPoint,
+    },
+    /// A table's master key began to be refused, or is usable again.
+    Access {
+        /// The table.
+        slot: Slot,
+        /// Wall time since when it is refused; `None` once it is usable again.
+        since_ms: Option<u64>,
+    },
+    /// Log sections of a table were carried into a file of their own.
+    Park(Box<ParkedRecord>),
+    /// Nobody needs a file of parked sections any more.
+    Unpark {
+        /// The file.
+        number: FileNumber,
+    },
+    /// When a table's key, or the system key, is to be rotated by itself.
+    Schedule {
+        /// The table; `None` for the system key.
+        slot: Option<Slot>,
+        /// The schedule; `None` ends it.
+        schedule: Option<Schedule>,
+    },
+    /// The master key of a table was changed: counts against the limit of changes per day.
+    KeyChanged {
+        /// The table.
+        slot: Slot,
+        /// Wall time of the change.
+        at_ms: u64,
+    },
+    /// How far the audit trail had come.
+    TrailHead(TrailHead),
+    /// The engine was granted the use of a master key.
+    Grant(Box<GrantRecord>),
+    /// A grant was given up, or taken away.
+    GrantEnded {
+        /// The master key.
+        key_arn: String,
+    },
+    /// Who created a table.
+    Creator {
+        /// The table.
+        slot: Slot,
+        /// The principal, as it is shown.
+        principal: String,
     },
 }
 
@@ -399,8 +422,94 @@ impl FileRecord {
     }
 }
 
-impl Edit {
+/// A file of log sections whose table's key was refused when their segment had to go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ParkedRecord {
+    /// Its number.
+    pub(crate) number: FileNumber,
+    /// The table.
+    pub(crate) slot: Slot,
+    /// The salt in its header.
+    pub(crate) salt: Salt,
+    /// The tag of its last frame.
+    pub(crate) final_tag: Tag,
+    /// How long it is.
+    pub(crate) len_bytes: u64,
+    /// The largest sequence number in it.
+    pub(crate) last_seq: Seq,
+    /// Bytes of sections under each generation of the table's key, in rising order.
+    pub(crate) generations: Vec<(Generation, u64)>,
+}
+
+impl ParkedRecord {
     fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.number.0);
+        out.put_u32(self.slot.0);
+        out.put(self.salt.as_bytes());
+        out.put(&self.final_tag);
+        out.put_u64(self.len_bytes);
+        out.put_u64(self.last_seq.get());
+        out.put_varint(self.generations.len() as u64);
+        for (generation, bytes) in &self.generations {
+            out.put_u32(generation.0);
+            out.put_u64(*bytes);
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Decoded<ParkedRecord> {
+        let number = FileNumber(reader.u64()?);
+        let slot = Slot(reader.u32()?);
+        let salt = Salt::from_bytes(reader.array()?);
+        let final_tag = reader.array()?;
+        let len_bytes = reader.u64()?;
+        let last_seq = decode_seq(reader)?;
+        let count = reader.count(4 + 8)?;
+        let mut generations: Vec<(Generation, u64)> = Vec::with_capacity(count);
+        for _ in 0..count {
+            let generation = Generation(reader.u32()?);
+            require(generations.last().is_none_or(|(before, _)| *before < generation))?;
+            generations.push((generation, reader.u64()?));
+        }
+        require(!generations.is_empty())?;
+        Ok(ParkedRecord { number, slot, salt, final_tag, len_bytes, last_seq, generations })
+    }
+}
+
+/// When a key is to be rotated by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Schedule {
+    /// How often, in milliseconds; at least 1.
+    pub(crate) every_ms: u64,
+    /// Wall time of the next rotation.
+    pub(crate) next_ms: u64,
+}
+
+/// How far the audit trail had come: what is behind may be lost in a crash, what is before may not be missing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct TrailHead {
+    /// How many events there were, ever.
+    pub(crate) events: u64,
+    /// The last one's link of the chain.
+    pub(crate) mac: [u8; 32],
+    /// Wall time when this was recorded.
+    pub(crate) at_ms: u64,
+}
+
+/// A grant that lets the engine use a master key on its own account.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct GrantRecord {
+    /// The kind of the master key.
+    pub(crate) master: MasterKind,
+    /// Its ARN.
+    pub(crate) key_arn: String,
+    /// The grant's id.
+    pub(crate) grant_id: String,
+    /// Shows the grant to parts of the provider that have not heard of it yet.
+    pub(crate) token: String,
+}
+
+impl Edit {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Edit::Store { store, lineage, created_ms, real_entropy, suite } => {
                 out.put_u8(1);
@@ -478,10 +587,56 @@ impl Edit {
                 out.put_u64(point.segment.0);
                 out.put_u64(point.end_bytes);
             }
+            Edit::Access { slot, since_ms } => {
+                out.put_u8(17);
+                out.put_u32(slot.0);
+                out.put_u64(since_ms.unwrap_or(0));
+            }
+            Edit::Park(record) => {
+                out.put_u8(18);
+                record.encode(out);
+            }
+            Edit::Unpark { number } => {
+                out.put_u8(19);
+                out.put_u64(number.0);
+            }
+            Edit::Schedule { slot, schedule } => {
+                out.put_u8(20);
+                out.put_u32(slot.map_or(0, |slot| slot.0));
+                out.put_u64(schedule.map_or(0, |schedule| schedule.every_ms));
+                out.put_u64(schedule.map_or(0, |schedule| schedule.next_ms));
+            }
+            Edit::KeyChanged { slot, at_ms } => {
+                out.put_u8(21);
+                out.put_u32(slot.0);
+                out.put_u64(*at_ms);
+            }
+            Edit::TrailHead(head) => {
+                out.put_u8(22);
+                out.put_u64(head.events);
+                out.put(&head.mac);
+                out.put_u64(head.at_ms);
+            }
+            Edit::Grant(grant) => {
+                out.put_u8(23);
+                out.put_u8(grant.master as u8);
+                out.put_prefixed(grant.key_arn.as_bytes());
+                out.put_prefixed(grant.grant_id.as_bytes());
+                out.put_prefixed(grant.token.as_bytes());
+            }
+            Edit::GrantEnded { key_arn } => {
+                out.put_u8(24);
+                out.put_prefixed(key_arn.as_bytes());
+            }
+            Edit::Creator { slot, principal } => {
+                out.put_u8(25);
+                out.put_u32(slot.0);
+                out.put_prefixed(principal.as_bytes());
+            }
         }
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Decoded<Edit> {
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Decoded<Edit> {
         Ok(match reader.u8()? {
             1 => Edit::Store {
                 store: StoreId::from_bytes(reader.array()?),
@@ -527,6 +682,31 @@ impl Edit {
             }
             15 => Edit::PictureEnds,
             16 => Edit::LogSynced { point: LogPoint { segment: FileNumber(reader.u64()?), end_bytes: reader.u64()? } },
+            17 => {
+                let slot = Slot(reader.u32()?);
+                Edit::Access { slot, since_ms: Some(reader.u64()?).filter(|&ms| ms != 0) }
+            }
+            18 => Edit::Park(Box::new(ParkedRecord::decode(reader)?)),
+            19 => Edit::Unpark { number: FileNumber(reader.u64()?) },
+            20 => {
+                let slot = Some(Slot(reader.u32()?)).filter(|slot| slot.0 != 0);
+                let schedule = match (reader.u64()?, reader.u64()?) {
+                    (0, 0) => None,
+                    (0, _) => return Err(Refusal::Malformed),
+                    (every_ms, next_ms) => Some(Schedule { every_ms, next_ms }),
+                };
+                Edit::Schedule { slot, schedule }
+            }
+            21 => Edit::KeyChanged { slot: Slot(reader.u32()?), at_ms: reader.u64()? },
+            22 => Edit::TrailHead(TrailHead { events: reader.u64()?, mac: reader.array()?, at_ms: reader.u64()? }),
+            23 => Edit::Grant(Box::new(GrantRecord {
+                master: decode_number(reader, "master key kind", MasterKind::from_u8)?,
+                key_arn: reader.string(KEY_ARN_BYTES_MAX)?,
+                grant_id: reader.string(GRANT_TEXT_BYTES_MAX)?,
+                token: reader.string(GRANT_TEXT_BYTES_MAX)?,
+            })),
+            24 => Edit::GrantEnded { key_arn: reader.string(KEY_ARN_BYTES_MAX)? },
+            25 => Edit::Creator { slot: Slot(reader.u32()?), principal: reader.string(GRANT_TEXT_BYTES_MAX)? },
             number => return Err(Refusal::Unknown { what: "manifest edit", number: u64::from(number) }),
         })
     }
@@ -548,188 +728,3 @@ fn decode_level(reader: &mut Reader<'_>) -> Decoded<u8> {
     require(usize::from(level) < LEVELS)?;
     Ok(level)
 }
-
-impl EditGroup {
-    /// The group's bytes, before they are cut into frames. They hold table names, so they are wiped when dropped.
-    pub(crate) fn encode(&self) -> Wiped {
-        let mut out = Wiped::new();
-        // Each edit is encoded in a small vector, because a growing one would free old bytes as they are.
-        let mut edit_bytes = Vec::with_capacity(4096);
-        edit_bytes.put_u64(self.epoch.0);
-        edit_bytes.put_bool(self.synced_ordinal.is_some());
-        edit_bytes.put_u64(self.synced_ordinal.unwrap_or(0));
-        edit_bytes.put_u32(self.edits.len() as u32);
-        out.extend_from_slice(&edit_bytes);
-        for edit in &self.edits {
-            edit_bytes.clear();
-            edit.encode(&mut edit_bytes);
-            out.extend_from_slice(&edit_bytes);
-            edit_bytes.fill(0);
-        }
-        out
-    }
-
-    /// Read a whole group's bytes.
-    pub(crate) fn decode(bytes: &[u8]) -> Decoded<EditGroup> {
-        let mut reader = Reader::new(bytes);
-        let epoch = Epoch(reader.u64()?);
-        let synced_ordinal = match (reader.bool()?, reader.u64()?) {
-            (true, ordinal) => Some(ordinal),
-            (false, 0) => None,
-            (false, _) => return Err(Refusal::Malformed),
-        };
-        let count = reader.u32()?;
-        let mut edits = Vec::new();
-        for _ in 0..count {
-            edits.push(Edit::decode(&mut reader)?);
-        }
-        reader.finish()?;
-        Ok(EditGroup { epoch, synced_ordinal, edits })
-    }
-}
-
-/// Writes a new manifest.
-#[derive(Debug)]
-pub(crate) struct ManifestSealer {
-    sealer: FileSealer,
-}
-
-impl ManifestSealer {
-    /// Begin a manifest: append its header to `out`.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if there is no randomness.
-    pub(crate) fn create(
-        system: &TableKey,
-        suite: Suite,
-        number: FileNumber,
-        entropy: &dyn Entropy,
-        out: &mut Vec<u8>,
-    ) -> Result<ManifestSealer> {
-        let sealer = FileSealer::create(system, suite, FileKind::Manifest, number, TableId::SYSTEM, entropy, out)?;
-        Ok(ManifestSealer { sealer })
-    }
-
-    /// Append a group's frames to `out`; the result is the ordinal of the last one.
-    ///
-    /// # Errors
-    /// [`Error::LimitExceeded`] for a group above [`GROUP_BYTES_MAX`]; what sealing fails with. The manifest is abandoned then.
-    pub(crate) fn append(&mut self, group: &EditGroup, out: &mut Vec<u8>) -> Result<u64> {
-        let bytes = group.encode();
-        debug_assert_eq!(EditGroup::decode(&bytes).as_ref(), Ok(group), "what is written can be read");
-        if bytes.len() > GROUP_BYTES_MAX {
-            let limit = GROUP_BYTES_MAX as u64;
-            return Err(Error::LimitExceeded {
-                what: "bytes of one group of edits",
-                limit,
-                actual: bytes.len() as u64,
-            });
-        }
-        let mut last_ordinal = 0;
-        let mut pieces = bytes.chunks(PIECE_BYTES_MAX).peekable();
-        while let Some(piece) = pieces.next() {
-            let mut payload = Wiped::with_capacity(1 + piece.len());
-            payload.push(u8::from(pieces.peek().is_some()));
-            payload.extend_from_slice(piece);
-            last_ordinal = self.sealer.seal_journal(FrameKind::Edits, &payload, out)?.ordinal;
-        }
-        Ok(last_ordinal)
-    }
-
-    /// The salt of this manifest, for `CURRENT`.
-    pub(crate) fn salt(&self) -> &Salt {
-        self.sealer.salt()
-    }
-
-    /// Bytes of the file so far.
-    pub(crate) fn len_bytes(&self) -> u64 {
-        self.sealer.len_bytes()
-    }
-
-    /// Frames so far, which is also the next ordinal.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn frames(&self) -> u64 {
-        self.sealer.frames()
-    }
-}
-
-/// Reads a manifest's groups from its frames, in order.
-#[derive(Debug)]
-pub(crate) struct ManifestOpener {
-    opener: FileOpener,
-    next_ordinal: u64,
-    /// Pieces of a group of which more is to come.
-    pending: Option<Authentic<Wiped>>,
-}
-
-impl ManifestOpener {
-    /// For the manifest that begins with `header`.
-    ///
-    /// # Errors
-    /// Those of [`FileOpener::open`].
-    pub(crate) fn open(
-        header: &[u8],
-        system: &TableKey,
-        expected: &Expected,
-        place: &Where<'_>,
-    ) -> Result<ManifestOpener> {
-        let opener = FileOpener::open(header, system, expected, place)?;
-        Ok(ManifestOpener { opener, next_ordinal: 0, pending: None })
-    }
-
-    /// The ordinal of the frame that [`feed`](ManifestOpener::feed) takes next.
-    pub(crate) fn next_ordinal(&self) -> u64 {
-        self.next_ordinal
-    }
-
-    /// Whether a group has begun and not ended.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn is_within_group(&self) -> bool {
-        self.pending.is_some()
-    }
-
-    /// Open a whole frame anywhere in the manifest without reading it as the next: how a frame behind a hole attests
-    /// something. The frame's group may have begun before it, so there is only the fact that it opens.
-    ///
-    /// # Errors
-    /// [`Error::BitRot`], [`Error::Tampered`].
-    pub(crate) fn attest(&self, ordinal: u64, frame: Vec<u8>, place: &Where<'_>) -> Result<Authentic<Wiped>> {
-        self.opener.open_journal(FrameKind::Edits, ordinal, frame, place)
-    }
-
-    /// Open the next whole frame; the result is the group that it completes, if it does.
-    ///
-    /// # Errors
-    /// [`Error::BitRot`], [`Error::Tampered`], [`Error::UnknownVersion`]. What was fed stays as it was then.
-    pub(crate) fn feed(&mut self, frame: Vec<u8>, place: &Where<'_>) -> Result<Option<Authentic<EditGroup>>> {
-        let payload = self.opener.open_journal(FrameKind::Edits, self.next_ordinal, frame, place)?;
-        let refuse = |refusal: Refusal| refusal.at(place);
-        let more = Reader::new(&payload).bool().map_err(refuse)?;
-        let piece = payload.try_map(|bytes| {
-            let end = bytes.len();
-            bytes.window(1..end).ok_or(Refusal::Malformed)
-        });
-        let piece = piece.map_err(refuse)?;
-        let pending_bytes = self.pending.as_ref().map_or(0, |pending| pending.len());
-        // The bytes are there, so this is no promise of a length; it keeps out a group without an end.
-        if pending_bytes + piece.len() > GROUP_BYTES_MAX {
-            return Err(Refusal::Malformed.at(place));
-        }
-        let bytes = match self.pending.take() {
-            None => piece,
-            Some(pending) => pending.map(|mut bytes| {
-                bytes.extend_from_slice(&piece);
-                bytes
-            }),
-        };
-        self.next_ordinal += 1;
-        if more {
-            self.pending = Some(bytes);
-            return Ok(None);
-        }
-        bytes.try_map(|bytes| EditGroup::decode(&bytes)).map(Some).map_err(refuse)
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod tests;
