@@ -332,6 +332,9 @@ pub enum ProviderReason {
     /// The master key waits for its deletion.
     #[error("master key pending deletion")]
     KeyPendingDeletion,
+    /// The master key's bytes have not been imported, were taken away, or have expired.
+    #[error("master key pending import")]
+    KeyPendingImport,
     /// There is no such master key.
     #[error("master key not found")]
     KeyNotFound,
@@ -347,6 +350,12 @@ pub enum ProviderReason {
     /// The request itself cannot be meant so.
     #[error("invalid request")]
     InvalidRequest,
+    /// The grant that was to be retired or revoked is not there.
+    #[error("grant not found")]
+    GrantNotFound,
+    /// The provider has no room for what is asked.
+    #[error("provider's limit exceeded")]
+    LimitExceeded,
 }
 
 impl ProviderReason {
@@ -356,9 +365,9 @@ impl ProviderReason {
         match self {
             Unreachable | Throttled | TimedOut => ProviderClass::Transient,
             Denied | NoGrant | BadCredentials | PrincipalUnsupported => ProviderClass::Principal,
-            KeyDisabled | KeyPendingDeletion | KeyNotFound => ProviderClass::Key,
+            KeyDisabled | KeyPendingDeletion | KeyPendingImport | KeyNotFound => ProviderClass::Key,
             InvalidCiphertext | UnexpectedAnswer => ProviderClass::Material,
-            Unsupported | InvalidRequest => ProviderClass::Request,
+            Unsupported | InvalidRequest | GrantNotFound | LimitExceeded => ProviderClass::Request,
         }
     }
 }

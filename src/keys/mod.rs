@@ -120,7 +120,8 @@ impl KeyBroker {
         let reason = match described.state {
             KeyState::Enabled => return Ok(Master { kind, arn: described.arn }),
             KeyState::PendingDeletion => ProviderReason::KeyPendingDeletion,
-            KeyState::Disabled | KeyState::PendingImport | KeyState::Unavailable => ProviderReason::KeyDisabled,
+            KeyState::PendingImport => ProviderReason::KeyPendingImport,
+            KeyState::Disabled | KeyState::Unavailable => ProviderReason::KeyDisabled,
         };
         Err(refused(ProviderError::new(reason, format!("{} is {:?}", described.arn, described.state))))
     }

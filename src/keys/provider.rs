@@ -477,6 +477,12 @@ message! {
         created_ms: Option<u64>,
         /// When it will be deleted, in milliseconds since 1970, if it waits for that.
         deletion_ms: Option<u64>,
+        /// When its imported bytes expire, in milliseconds since 1970, if they do.
+        expiry_ms: Option<u64>,
+        /// Who decides about it, if known.
+        manager: Option<KeyManager>,
+        /// Where its bytes came from, if known.
+        origin: Option<KeyOrigin>,
     }
 }
 
@@ -582,26 +588,65 @@ impl KeyState {
     }
 }
 
-/// What a grant can allow.
+/// Who decides about a master key. Reaches a keyring's bytes: numbers are never reused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum KeyManager {
+    /// The user.
+    Customer = 1,
+    /// The engine, in the user's sight.
+    Managed = 2,
+    /// The engine, out of the user's sight.
+    Owned = 3,
+}
+
+/// Where a master key's bytes came from. Reaches a keyring's bytes: numbers are never reused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum KeyOrigin {
+    /// The provider drew them.
+    Generated = 1,
+    /// The user brought them.
+    Imported = 2,
+}
+
+/// What a grant can allow. Reaches a keyring's bytes: numbers are never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
 #[non_exhaustive]
 pub enum GrantOperation {
     /// [`KeyProvider::describe_key`].
-    DescribeKey,
+    DescribeKey = 1,
     /// [`KeyProvider::generate_data_key`].
-    GenerateDataKey,
+    GenerateDataKey = 2,
     /// [`KeyProvider::decrypt`].
-    Decrypt,
+    Decrypt = 3,
     /// [`KeyProvider::encrypt`].
-    Encrypt,
+    Encrypt = 4,
     /// [`KeyProvider::re_encrypt`], as the key that the wrap is under.
-    ReEncryptFrom,
+    ReEncryptFrom = 5,
     /// [`KeyProvider::re_encrypt`], as the key to wrap under.
-    ReEncryptTo,
+    ReEncryptTo = 6,
     /// [`KeyProvider::create_grant`].
-    CreateGrant,
+    CreateGrant = 7,
     /// [`KeyProvider::retire_grant`].
-    RetireGrant,
+    RetireGrant = 8,
+}
+
+impl GrantOperation {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [GrantOperation; 8] = [
+        GrantOperation::DescribeKey,
+        GrantOperation::GenerateDataKey,
+        GrantOperation::Decrypt,
+        GrantOperation::Encrypt,
+        GrantOperation::ReEncryptFrom,
+        GrantOperation::ReEncryptTo,
+        GrantOperation::CreateGrant,
+        GrantOperation::RetireGrant,
+    ];
 }
 
 /// Which encryption contexts a grant is good for.
@@ -612,4 +657,14 @@ pub enum GrantConstraint {
     Equals(EncryptionContext),
     /// Those that hold all these pairs.
     Contains(EncryptionContext),
+}
+
+impl GrantConstraint {
+    /// Whether a request with this context is meant.
+    pub fn permits(&self, context: &EncryptionContext) -> bool {
+        match self {
+            GrantConstraint::Equals(exactly) => context == exactly,
+            GrantConstraint::Contains(some) => context.contains_all(some),
+        }
+    }
 }

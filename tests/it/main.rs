@@ -17,6 +17,7 @@ mod golden;
 mod history;
 mod inspect;
 mod kill;
+mod kms;
 mod layers;
 mod model;
 mod permits;
