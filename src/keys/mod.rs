@@ -3,6 +3,7 @@
 //! ```text
 //! provider.rs   the contract with whatever holds the master keys
 //! local/        the embedded provider: a keyring of its own
+//! faulty.rs     a provider that fails on a plan, for tests
 //! lease.rs      a table's keys in memory, and who may use them until when
 //! time.rs       the time in which permits end
 //! mod.rs        KeyBroker: asks providers, checks their answers, tells what happened
@@ -13,8 +14,7 @@
 //! panics has not answered, and no more than that. Which wraps there are, and where, the broker does not know: that is
 //! the key files' business, and the `db` layer's to bring together.
 
-#[cfg(test)]
-pub(crate) mod faulty;
+pub mod faulty;
 mod lease;
 mod local;
 mod provider;

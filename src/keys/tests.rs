@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::faulty::{Fault, FaultyProvider};
+use super::faulty::{FaultyProvider, Operation, Rule};
 use super::*;
 use crate::error::ErrorKind;
 use crate::io::sim::{SimClock, Simulation};
@@ -17,7 +17,7 @@ const PERMIT: Duration = Duration::from_secs(300);
 struct Scene {
     clock: Arc<SimClock>,
     kms: LocalKms,
-    provider: Arc<FaultyProvider>,
+    provider: FaultyProvider,
     broker: Arc<KeyBroker>,
     lease: TableLease,
     master: Master,
@@ -34,6 +34,10 @@ impl EventSink for Told {
     }
 }
 
+fn on_decrypt() -> Rule {
+    Rule::on(Operation::Decrypt).always()
+}
+
 fn scene() -> Scene {
     scene_in(&Simulation::new(1), None)
 }
@@ -48,7 +52,7 @@ fn scene_in(simulation: &Simulation, scheduler: Option<Arc<dyn Scheduler>>) -> S
     let provider = FaultyProvider::new(kms.clone());
     let told = Arc::new(Told::default());
     let store = StoreId::from_bytes([1; 16]);
-    let broker = KeyBroker::new(store, provider.clone(), None, &environment, PERMIT, Some(told.clone()));
+    let broker = KeyBroker::new(store, Arc::new(provider.clone()), None, &environment, PERMIT, Some(told.clone()));
     let master = broker.resolve(&MasterKey::customer("alias/ratings"), Seat::Owner).unwrap();
     let new = broker.new_table_key(TABLE, Generation(1), &master, Seat::Service).unwrap();
     Scene {
@@ -100,11 +104,11 @@ fn a_permit_lasts_five_minutes_and_the_next_use_asks_again() {
     scene.pass(299);
     assert!(scene.check(Seat::Owner));
     scene.acquire(Seat::Owner).unwrap();
-    assert_eq!(scene.provider.decrypts(), 1);
+    assert_eq!(scene.provider.count(Operation::Decrypt), 1);
     scene.pass(1);
     assert!(!scene.check(Seat::Owner));
     scene.acquire(Seat::Owner).unwrap();
-    assert_eq!(scene.provider.decrypts(), 2);
+    assert_eq!(scene.provider.count(Operation::Decrypt), 2);
 }
 
 #[test]
@@ -112,11 +116,11 @@ fn nobody_gets_in_on_the_permit_of_another() {
     let scene = scene();
     let owners = scene.acquire(Seat::Owner).unwrap();
     assert!(!scene.check(Seat::Service));
-    scene.provider.inject_for(Principal::Service, Fault::Fail(ProviderReason::Unreachable));
+    scene.provider.inject(on_decrypt().principal(Principal::Service).fail(ProviderReason::Unreachable));
     assert_eq!(scene.acquire(Seat::Service).unwrap_err().kind(), ErrorKind::KeyUnavailable);
     scene.provider.heal();
     let services = scene.acquire(Seat::Service).unwrap();
-    assert_eq!(scene.provider.decrypts(), 3);
+    assert_eq!(scene.provider.count(Operation::Decrypt), 3);
     // The bytes exist once, however many may use them.
     assert!(Arc::ptr_eq(owners.current(), services.current()));
 }
@@ -126,7 +130,7 @@ fn the_deadline_counts_from_when_the_request_was_sent() {
     // Or a revocation right after the provider decided could be five minutes and a slow answer late.
     let scene = scene();
     let clock = scene.clock.clone();
-    scene.provider.inject(Fault::After(Arc::new(move || clock.advance(Duration::from_secs(60)))));
+    scene.provider.inject(on_decrypt().call(move || clock.advance(Duration::from_secs(60))));
     scene.acquire(Seat::Owner).unwrap();
     scene.pass(239);
     assert!(scene.check(Seat::Owner));
@@ -138,7 +142,7 @@ fn the_deadline_counts_from_when_the_request_was_sent() {
 fn an_answer_that_took_longer_than_its_permit_is_no_permission() {
     let scene = scene();
     let clock = scene.clock.clone();
-    scene.provider.inject(Fault::After(Arc::new(move || clock.advance(PERMIT))));
+    scene.provider.inject(on_decrypt().call(move || clock.advance(PERMIT)));
     let error = scene.acquire(Seat::Owner).unwrap_err();
     assert!(matches!(error, Error::KeyUnavailable { source, .. } if source.reason == ProviderReason::TimedOut));
     assert!(scene.lease.material().is_none());
@@ -150,7 +154,7 @@ fn a_provider_can_shorten_a_permit_and_not_lengthen_it() {
     let mut lifetime = Lifetime::new();
     lifetime.expire_after = Some(Duration::from_secs(40));
     lifetime.refresh_after = Some(Duration::from_secs(10));
-    scene.provider.inject(Fault::Lasts(lifetime));
+    scene.provider.inject(on_decrypt().lifetime(lifetime));
     scene.acquire(Seat::Owner).unwrap();
     assert!(scene.check(Seat::Owner));
     scene.pass(10);
@@ -160,7 +164,7 @@ fn a_provider_can_shorten_a_permit_and_not_lengthen_it() {
 
     lifetime.expire_after = Some(PERMIT * 10);
     lifetime.refresh_after = Some(PERMIT * 10);
-    scene.provider.inject(Fault::Lasts(lifetime));
+    scene.provider.inject(on_decrypt().lifetime(lifetime));
     scene.acquire(Seat::Owner).unwrap();
     scene.pass(300);
     assert!(!scene.check(Seat::Owner));
@@ -177,7 +181,11 @@ fn an_hour_of_traffic_asks_about_twelve_times_and_never_waits() {
             assert!(matches!(scene.refresh(Seat::Owner), Renewal::Renewed));
         }
     }
-    assert!((11..=13).contains(&scene.provider.decrypts()), "{} requests", scene.provider.decrypts());
+    assert!(
+        (11..=13).contains(&scene.provider.count(Operation::Decrypt)),
+        "{} requests",
+        scene.provider.count(Operation::Decrypt)
+    );
 }
 
 #[test]
@@ -226,7 +234,8 @@ fn a_transient_failure_leaves_the_permit_to_its_end_and_is_tried_again() {
     scene.acquire(Seat::Owner).unwrap();
     scene.until_refresh();
     for reason in [ProviderReason::Unreachable, ProviderReason::Throttled, ProviderReason::TimedOut] {
-        scene.provider.inject(Fault::Fail(reason));
+        scene.provider.heal();
+        scene.provider.inject(on_decrypt().fail(reason));
         assert!(matches!(scene.refresh(Seat::Owner), Renewal::Failed { ended: false, .. }));
         assert!(matches!(scene.refresh(Seat::Owner), Renewal::NotDue));
         scene.pass(3);
@@ -244,7 +253,7 @@ fn a_principal_who_is_denied_loses_its_own_permit_alone() {
     scene.acquire(Seat::Owner).unwrap();
     scene.until_refresh();
     scene.acquire(Seat::Service).unwrap();
-    scene.provider.inject_for(Principal::Owner, Fault::Fail(ProviderReason::Denied));
+    scene.provider.inject(on_decrypt().principal(Principal::Owner).fail(ProviderReason::Denied));
     assert!(matches!(scene.refresh(Seat::Owner), Renewal::Failed { ended: true, .. }));
     assert!(!scene.check(Seat::Owner));
     assert!(scene.check(Seat::Service));
@@ -274,7 +283,7 @@ fn a_refused_key_ends_every_permit_until_it_is_back() {
 fn a_refusal_of_the_service_is_a_refusal_of_the_table() {
     let scene = scene();
     scene.acquire(Seat::Owner).unwrap();
-    scene.provider.inject_for(Principal::Service, Fault::Fail(ProviderReason::NoGrant));
+    scene.provider.inject(on_decrypt().principal(Principal::Service).fail(ProviderReason::NoGrant));
     assert!(scene.acquire(Seat::Service).is_err());
     assert!(!scene.check(Seat::Owner));
     assert!(scene.lease.refused().is_some());
@@ -283,12 +292,12 @@ fn a_refusal_of_the_service_is_a_refusal_of_the_table() {
 #[test]
 fn another_key_or_garbage_is_an_integrity_error_and_harms_no_good_key() {
     let cases = [
-        (Fault::OtherDataKey, ErrorKind::WrongKey),
-        (Fault::OtherArn("arn:strongroom:kms:local:0:key/of-somebody-else".to_owned()), ErrorKind::WrongKey),
-        (Fault::Fail(ProviderReason::InvalidCiphertext), ErrorKind::Tampering),
-        (Fault::Length(31), ErrorKind::KeyUnavailable),
-        (Fault::Length(0), ErrorKind::KeyUnavailable),
-        (Fault::Panic, ErrorKind::KeyUnavailable),
+        (on_decrypt().other_data_key(), ErrorKind::WrongKey),
+        (on_decrypt().other_arn("arn:strongroom:kms:local:0:key/of-somebody-else"), ErrorKind::WrongKey),
+        (on_decrypt().fail(ProviderReason::InvalidCiphertext), ErrorKind::Tampering),
+        (on_decrypt().key_bytes(31), ErrorKind::KeyUnavailable),
+        (on_decrypt().key_bytes(0), ErrorKind::KeyUnavailable),
+        (on_decrypt().panic(), ErrorKind::KeyUnavailable),
     ];
     for (fault, kind) in cases {
         let scene = scene();
@@ -319,7 +328,7 @@ fn every_recorded_generation_is_unwrapped_retired_or_not() {
     // Retired means that nothing new is sealed under it; old files still are.
     scene.wraps.lock()[0].retired = true;
     let keys = scene.acquire(Seat::Owner).unwrap();
-    assert_eq!(scene.provider.decrypts(), 3);
+    assert_eq!(scene.provider.count(Operation::Decrypt), 3);
     assert_eq!(keys.current().generation(), Generation(3));
     assert!((1..=3).all(|generation| keys.generation(Generation(generation)).is_some()));
     // One that is refused is enough to refuse the permit.
@@ -338,7 +347,7 @@ fn another_tables_key_file_is_not_asked_about() {
         .broker
         .acquire(&scene.lease, Seat::Owner, &|| Ok(record(other, MasterKind::Customer, &wraps)))
         .unwrap_err();
-    assert_eq!((error.kind(), scene.provider.decrypts()), (ErrorKind::Tampering, 0));
+    assert_eq!((error.kind(), scene.provider.count(Operation::Decrypt)), (ErrorKind::Tampering, 0));
 }
 
 #[test]
@@ -360,14 +369,14 @@ fn the_maker_of_a_table_uses_it_without_asking_again() {
     let new = scene.broker.new_table_key(TABLE, Generation(1), &scene.master, Seat::Service).unwrap();
     scene.broker.prime(&scene.lease, Seat::Owner, new).unwrap();
     scene.acquire(Seat::Owner).unwrap();
-    assert_eq!(scene.provider.decrypts(), 0);
+    assert_eq!(scene.provider.count(Operation::Decrypt), 0);
 }
 
 #[test]
 fn a_dropped_table_gives_no_keys_and_an_answer_on_its_way_is_void() {
     let scene = Arc::new(scene());
     let dropping = Arc::downgrade(&scene);
-    scene.provider.inject(Fault::After(Arc::new(move || dropping.upgrade().unwrap().lease.close())));
+    scene.provider.inject(on_decrypt().call(move || dropping.upgrade().unwrap().lease.close()));
     assert!(matches!(scene.acquire(Seat::Owner), Err(Error::TableDropped { .. })));
     assert!(scene.lease.material().is_none());
     assert!(matches!(scene.acquire(Seat::Service), Err(Error::TableDropped { .. })));
@@ -380,18 +389,15 @@ fn an_answer_from_before_a_refusal_does_not_undo_it() {
     // While the owner's request is under way, the service hears that the key is disabled.
     let meanwhile = Arc::downgrade(&scene);
     let inner = Arc::new(AtomicBool::new(false));
-    scene.provider.inject_for(
-        Principal::Owner,
-        Fault::After(Arc::new(move || {
-            if inner.swap(true, Ordering::SeqCst) {
-                return;
-            }
-            let scene = meanwhile.upgrade().unwrap();
-            scene.pass(300);
-            scene.provider.inject_for(Principal::Service, Fault::Fail(ProviderReason::KeyDisabled));
-            scene.acquire(Seat::Service).unwrap_err();
-        })),
-    );
+    scene.provider.inject(on_decrypt().principal(Principal::Owner).call(move || {
+        if inner.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let scene = meanwhile.upgrade().unwrap();
+        scene.pass(300);
+        scene.provider.inject(on_decrypt().principal(Principal::Service).fail(ProviderReason::KeyDisabled));
+        scene.acquire(Seat::Service).unwrap_err();
+    }));
     assert_eq!(scene.acquire(Seat::Owner).unwrap_err().kind(), ErrorKind::KeyUnavailable);
     assert!(!scene.check(Seat::Owner));
 }
@@ -431,13 +437,13 @@ fn a_thousand_threads_ask_once() {
                 .unwrap();
         }
     });
-    assert_eq!(scene.provider.decrypts(), 1);
+    assert_eq!(scene.provider.count(Operation::Decrypt), 1);
 }
 
 #[test]
 fn a_provider_that_panics_lets_all_who_wait_go_with_an_error() {
     let scene = scene_in(&Simulation::new(1), Some(Environment::os().scheduler));
-    scene.provider.inject(Fault::Panic);
+    scene.provider.inject(on_decrypt().panic());
     std::thread::scope(|scope| {
         for _ in 0..16 {
             scope.spawn(|| {
@@ -463,7 +469,7 @@ fn engine_keys_are_made_once_and_customer_keys_must_exist() {
     scene.kms.disable("alias/ratings").unwrap();
     assert!(scene.broker.resolve(&MasterKey::customer("alias/ratings"), Seat::Owner).is_err());
     // Refused before a key is made.
-    assert_eq!(scene.provider.generates(), 1);
+    assert_eq!(scene.provider.count(Operation::GenerateDataKey), 1);
 }
 
 #[test]
