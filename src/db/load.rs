@@ -145,7 +145,7 @@ impl Engine {
         };
         wal::replay::entries(
             &self.dir,
-            &self.system,
+            &self.system.all(),
             &salts,
             &key_of,
             &sections,

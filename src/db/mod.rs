@@ -56,13 +56,13 @@ use self::commit::Queue;
 use self::maintenance::Background;
 use self::readers::Readers;
 use self::snapshot::Moments;
-use crate::crypto::{Suite, TableKey};
+use crate::crypto::Suite;
 use crate::error::{Error, Result};
 use crate::event::EventSink;
 use crate::io::directory::Directory;
 use crate::io::os::TickCell;
 use crate::io::{Environment, Join, Lock, Signal};
-use crate::keys::KeyBroker;
+use crate::keys::{KeyBroker, SystemKeys};
 use crate::options::{StoreOptions, TableOptions};
 use crate::sync::VisibleSeq;
 use crate::types::{Epoch, FileNumber, StoreId};
@@ -128,7 +128,7 @@ pub(crate) struct Engine {
     events: Arc<dyn EventSink>,
     store: StoreId,
     keys: KeyBroker,
-    system: Arc<TableKey>,
+    system: SystemKeys,
     system_suite: Suite,
     /// Now, as far as permits are concerned; reads as none in a forked child.
     tick: TickCell,

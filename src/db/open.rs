@@ -27,7 +27,6 @@ use super::readers::Readers;
 use super::snapshot::Moments;
 use super::tables::shred_key_file;
 use super::{Engine, Handle, Store};
-use crate::crypto::TableKey;
 use crate::error::{Error, Result};
 use crate::event::{Event, EventSink};
 use crate::format::keyfile::{KeyFile, KeyState, MasterKind, SystemKeyFile};
@@ -36,7 +35,7 @@ use crate::format::{DIRECTORIES, FileName};
 use crate::io::directory::{Directory, refused};
 use crate::io::os::TickCell;
 use crate::io::{EntryKind, Lock, Signal, Task};
-use crate::keys::{KeyBroker, KeyProvider, TableLease, refuse_keyring_inside};
+use crate::keys::{KeyBroker, KeyProvider, KeySet, SystemKeys, TableLease, refuse_keyring_inside};
 use crate::sync::VisibleSeq;
 use crate::types::{Epoch, FileNumber, Generation, Slot, StoreId, TableId};
 use crate::version::manifest::{self, Manifest};
@@ -68,7 +67,7 @@ pub(super) struct Opening {
 struct Parts {
     lock: Box<dyn Lock>,
     keys: KeyBroker,
-    system: Arc<TableKey>,
+    system: SystemKeys,
     state: State,
     manifest_number: FileNumber,
     log_segments: BTreeMap<FileNumber, u64>,
@@ -159,7 +158,7 @@ impl Opening {
         let parts = Parts {
             lock,
             keys,
-            system: Arc::new(new.key),
+            system: SystemKeys::new(KeySet::one(new.key)),
             state: State::new(meta, pin),
             manifest_number: FileNumber(1),
             log_segments: BTreeMap::new(),
@@ -246,12 +245,12 @@ impl Opening {
         let file = SystemFile::read(&self.dir)?;
         let keys = self.broker(file.store());
         let system = file.unlock(&keys)?;
-        let found = manifest::read(&self.dir, &system.key)?;
+        let found = manifest::read(&self.dir, &system.keys)?;
         let state = found.state;
         self.check_state(&state, &system)?;
         let names = self.check_files(&state)?;
-        let log = self.walk_log(&state, &system.key, found.closed)?;
-        let attested = log.epoch.max(self.epoch_beside(&names, &state, &system.key));
+        let log = self.walk_log(&state, &system.keys, found.closed)?;
+        let attested = log.epoch.max(self.epoch_beside(&names, &state, &system.keys));
         if attested > state.epoch {
             return Err(Error::RolledBack { found: state.epoch, attested });
         }
@@ -275,7 +274,7 @@ impl Opening {
         let parts = Parts {
             lock,
             keys,
-            system: system.key,
+            system: SystemKeys::new(system.keys),
             state: next,
             manifest_number,
             log_segments: next_segments,
@@ -323,7 +322,7 @@ impl Opening {
 
     /// The highest epoch that log segments attest which the manifest does not know. A segment has commits only once a durable
     /// manifest names it, so one with a higher epoch than the manifest's shows that an older manifest was put back.
-    fn epoch_beside(&self, names: &BTreeSet<String>, state: &State, system: &TableKey) -> Epoch {
+    fn epoch_beside(&self, names: &BTreeSet<String>, state: &State, system: &KeySet) -> Epoch {
         let unknown = names.iter().filter_map(|name| match FileName::parse(name)? {
             FileName::Log(number) if !state.segments.contains_key(&number) => Some(number),
             _ => None,
@@ -331,7 +330,7 @@ impl Opening {
         unknown.map(|number| highest_epoch(&self.dir, system, number)).max().unwrap_or_default()
     }
 
-    fn walk_log(&self, state: &State, system: &TableKey, closed: bool) -> Result<Replayed> {
+    fn walk_log(&self, state: &State, system: &KeySet, closed: bool) -> Result<Replayed> {
         let input = |(&number, meta): (&FileNumber, &SegmentMeta)| SegmentInput {
             number,
             salt: meta.salt,

@@ -88,7 +88,7 @@ impl<'a> Keys<'a> {
         let owned = inspection.owned.clone();
         let broker = KeyBroker::new(file.store(), provider, owned, &inspection.environment, permit, None);
         let system = file.unlock(&broker)?;
-        let slots = match manifest::read(dir, &system.key) {
+        let slots = match manifest::read(dir, &system.keys) {
             Ok(found) => found.state.tables.iter().map(|(&slot, table)| (slot, table.record.id)).collect(),
             // Sections are not opened then, and everything else is.
             Err(_) => HashMap::new(),
@@ -109,7 +109,8 @@ impl<'a> Keys<'a> {
     fn unwrap(&self, table: TableId) -> Result<Arc<KeySet>> {
         let name = FileName::KeyFile(table).path();
         let bytes = self.dir.read(&name, crate::format::keyfile::KEY_FILE_BYTES_MAX as u64)?;
-        let opened = KeyFile::open(&bytes, &self.system.key, table, &Where::new(&name, 0))?;
+        let place = Where::new(&name, 0);
+        let opened = KeyFile::open(&bytes, self.system.keys.opening(&bytes, &place)?, table, &place)?;
         Ok(Arc::new(self.broker.unwrap_all(&opened.record, Seat::Owner)?.keys))
     }
 

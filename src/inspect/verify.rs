@@ -195,7 +195,7 @@ impl Verifier<'_> {
 
     /// `CURRENT` and the manifest.
     fn manifest(&mut self, system: &SystemKey) -> Option<Found> {
-        let found = match manifest::read(self.dir, &system.key) {
+        let found = match manifest::read(self.dir, &system.keys) {
             Ok(found) => found,
             Err(error) => {
                 self.damage(error);
@@ -251,7 +251,7 @@ impl Verifier<'_> {
             end: segment.end.map(|end| (end.end_bytes, end.tag)),
         });
         let inputs: Vec<SegmentInput> = inputs.collect();
-        let replayed = replay::replay(self.dir, &system.key, &inputs, state.log_synced, found.closed);
+        let replayed = replay::replay(self.dir, &system.keys, &inputs, state.log_synced, found.closed);
         let log = match replayed {
             Ok(log) => log,
             Err(error) => {
@@ -312,7 +312,7 @@ impl Verifier<'_> {
             let (mut seen, mut entries) = (Seq::ZERO, 0);
             let read = replay::entries(
                 self.dir,
-                &system.key,
+                &system.keys,
                 &salts,
                 &key_of,
                 &sections[from..],
@@ -367,7 +367,7 @@ impl Verifier<'_> {
             self.report.unopened_frames += section_total;
             return;
         }
-        let keys = match read_key_file(self.dir, &system.key, record.id, &record.key) {
+        let keys = match read_key_file(self.dir, &system.keys, record.id, &record.key) {
             Ok((opened, Pinned::Same | Pinned::Next)) => {
                 self.copies(name, opened.both_copies_good);
                 broker.unwrap_all(&opened.record, Seat::Owner).map(|unwrapped| unwrapped.keys)
@@ -570,6 +570,6 @@ fn epoch_of_segment(dir: &Directory, system: &SystemKey, number: FileNumber) -> 
     let header = source.read(0..source.len_bytes.min(HEADER_BYTES as u64)).ok()?;
     let salt = FileHeader::decode(&header, &Where::new(&name, 0)).ok()?.salt;
     let input = SegmentInput { number, salt, end: None };
-    let log = replay::replay(dir, &system.key, &[input], LogPoint::default(), false).ok()?;
+    let log = replay::replay(dir, &system.keys, &[input], LogPoint::default(), false).ok()?;
     Some(log.epoch)
 }

@@ -32,6 +32,8 @@ use super::provider::{Lifetime, Principal};
 use super::time::StoreTime;
 use crate::crypto::TableKey;
 use crate::error::{Error, ProviderClass, ProviderError, ProviderReason, Result};
+use crate::format::Where;
+use crate::format::frame::FileHeader;
 use crate::io::{Scheduler, Signal, Tick};
 use crate::types::{Generation, TableId};
 
@@ -51,6 +53,11 @@ impl KeySet {
         Some(KeySet { older: keys, current })
     }
 
+    /// The set of this key alone.
+    pub(crate) fn one(key: TableKey) -> KeySet {
+        KeySet { older: Vec::new(), current: Arc::new(key) }
+    }
+
     /// The key that new files and log sections are sealed under.
     pub(crate) fn current(&self) -> &Arc<TableKey> {
         &self.current
@@ -64,6 +71,16 @@ impl KeySet {
     /// All keys, oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<TableKey>> {
         self.older.iter().chain([&self.current])
+    }
+
+    /// The key for the file that begins with `header`: of the generation that the header names, which is not believed yet. A header that
+    /// names none of these is left to the newest key to refuse.
+    ///
+    /// # Errors
+    /// If there is no header that can be read, what is wrong with it.
+    pub(crate) fn opening(&self, header: &[u8], place: &Where<'_>) -> Result<&TableKey> {
+        let header = FileHeader::decode(header, place)?;
+        Ok(self.generation(header.generation).unwrap_or(&self.current))
     }
 
     /// These keys, where `held` has the same generation as the very objects that others hold already.

@@ -5,6 +5,7 @@
 //! local/        the embedded provider: a keyring of its own
 //! faulty.rs     a provider that fails on a plan, for tests
 //! lease.rs      a table's keys in memory, and who may use them until when
+//! system.rs     the system key of an open store, which a rotation replaces
 //! time.rs       the time in which permits end
 //! mod.rs        KeyBroker: asks providers, checks their answers, tells what happened
 //! ```
@@ -18,6 +19,7 @@ pub mod faulty;
 mod lease;
 mod local;
 mod provider;
+mod system;
 mod time;
 
 #[cfg(test)]
@@ -34,6 +36,7 @@ pub(crate) use self::lease::{Ending, KeySet, Renewal, Seat, TableLease, Unwrappe
 pub(crate) use self::local::fuzz as local_fuzz;
 pub use self::local::{LocalKms, Unlock};
 pub use self::provider::*;
+pub(crate) use self::system::SystemKeys;
 use self::time::StoreTime;
 use crate::crypto::TableKey;
 use crate::error::{Error, ProviderError, ProviderReason, Result};
@@ -171,8 +174,7 @@ impl KeyBroker {
     /// [`Error::KeyUnavailable`] if the key may not be used any more, because the answer took so long.
     pub(crate) fn prime(&self, lease: &TableLease, seat: Seat, new: NewKey) -> Result<Arc<KeySet>> {
         let NewKey { key, sent, lifetime, .. } = new;
-        let keys = one_key(key).ok_or_else(|| no_key(lease.table()))?;
-        lease.prime(seat, self.terms(), sent, Unwrapped { keys, lifetime })
+        lease.prime(seat, self.terms(), sent, Unwrapped { keys: KeySet::one(key), lifetime })
     }
 
     /// The keys of a table, for a principal who has or gets a permit. `record` reads the table's key file if the
@@ -334,10 +336,6 @@ fn no_key(table: TableId) -> Error {
 
 fn tampered(table: TableId, detail: &'static str) -> Error {
     Error::Tampered { file: format!("key file of table {table}"), offset_bytes: 0, detail }
-}
-
-fn one_key(key: TableKey) -> Option<KeySet> {
-    KeySet::new(vec![Arc::new(key)])
 }
 
 fn shorter(one: Lifetime, other: Lifetime) -> Lifetime {

@@ -29,6 +29,7 @@ use crate::format::manifest::{Edit, EditGroup, ManifestOpener, ManifestSealer};
 use crate::format::{FileName, Where};
 use crate::io::directory::{Directory, refused};
 use crate::io::{Entropy, File};
+use crate::keys::{KeySet, SystemKeys};
 use crate::types::{Epoch, FileKind, FileNumber, Seq, TableId};
 
 /// A manifest is replaced once its edits take more than twice as many bytes as its picture, and at least this many.
@@ -42,7 +43,7 @@ const CURRENT_BYTES_MAX: u64 = 16 << 10;
 pub(crate) struct Manifest {
     dir: Arc<Directory>,
     entropy: Arc<dyn Entropy>,
-    system: Arc<TableKey>,
+    system: SystemKeys,
     suite: Suite,
     inner: Mutex<Inner>,
     /// The epoch of the last durable group, readable without the lock.
@@ -95,13 +96,14 @@ impl Manifest {
     pub(crate) fn create(
         dir: Arc<Directory>,
         entropy: Arc<dyn Entropy>,
-        system: Arc<TableKey>,
+        system: SystemKeys,
         suite: Suite,
         number: FileNumber,
         state: State,
     ) -> Result<Manifest> {
-        let live = LiveFile::create(&dir, &*entropy, &system, suite, number, &state)?;
-        live.make_current(&dir, &*entropy, &system, suite, &state, false)?;
+        let key = system.sealing();
+        let live = LiveFile::create(&dir, &*entropy, &key, suite, number, &state)?;
+        live.make_current(&dir, &*entropy, &key, suite, &state, false)?;
         let epoch = AtomicU64::new(state.epoch.0);
         let inner = Mutex::new(Inner { state, live, next_number: None, ended: None });
         Ok(Manifest { dir, entropy, system, suite, inner, epoch })
@@ -177,8 +179,9 @@ impl Manifest {
 
     fn begin_file(&self, inner: &mut Inner, number: FileNumber) -> Result<()> {
         inner.state.epoch = self.next_epoch(inner)?;
-        let live = LiveFile::create(&self.dir, &*self.entropy, &self.system, self.suite, number, &inner.state)?;
-        live.make_current(&self.dir, &*self.entropy, &self.system, self.suite, &inner.state, false)?;
+        let key = self.system.sealing();
+        let live = LiveFile::create(&self.dir, &*self.entropy, &key, self.suite, number, &inner.state)?;
+        live.make_current(&self.dir, &*self.entropy, &key, self.suite, &inner.state, false)?;
         self.epoch.store(inner.state.epoch.0, Ordering::Release);
         let old = std::mem::replace(&mut inner.live, live);
         // One that cannot be removed now is an orphan that the next open removes.
@@ -194,7 +197,8 @@ impl Manifest {
         inner.ended = Some(Error::Closed);
         // The mark behind the last group is part of the length that CURRENT will insist on.
         inner.live.sync()?;
-        inner.live.make_current(&self.dir, &*self.entropy, &self.system, self.suite, &inner.state, true)
+        let key = self.system.sealing();
+        inner.live.make_current(&self.dir, &*self.entropy, &key, self.suite, &inner.state, true)
     }
 
     fn next_epoch(&self, inner: &Inner) -> Result<Epoch> {
@@ -300,13 +304,15 @@ pub(crate) struct Found {
     pub discarded_bytes: u64,
 }
 
-/// Read `CURRENT` and the manifest that it names. Changes nothing.
-pub(crate) fn read(dir: &Directory, system: &TableKey) -> Result<Found> {
+/// Read `CURRENT` and the manifest that it names, each with the generation of the system key that its header names. Changes nothing.
+pub(crate) fn read(dir: &Directory, system: &KeySet) -> Result<Found> {
     let current_name = FileName::Current.path();
     let bytes = dir.read(&current_name, CURRENT_BYTES_MAX)?;
-    let current = Current::open(&bytes, system, &Where::new(&current_name, 0))?.into_inner();
+    let place = Where::new(&current_name, 0);
+    let current = Current::open(&bytes, system.opening(&bytes, &place)?, &place)?.into_inner();
     let name = FileName::Manifest(current.manifest).path();
     let bytes = dir.read(&name, u64::MAX)?;
+    let system = system.opening(&bytes, &Where::new(&name, 0))?;
     Reading { name: &name, bytes: &bytes, system, current: &current }.run()
 }
 

@@ -9,9 +9,6 @@
 //!
 //! Nothing here changes anything, whatever fails.
 
-use std::sync::Arc;
-
-use crate::crypto::TableKey;
 use crate::error::{Error, Result};
 use crate::format::keyfile::{KEY_FILE_BYTES_MAX, KeyFile, OpenedKeyFile, SystemKeyFile};
 use crate::format::manifest::KeyPin;
@@ -35,8 +32,6 @@ pub(crate) struct SystemKey {
     pub(crate) store: StoreId,
     /// Every generation that is wrapped in the file.
     pub(crate) keys: KeySet,
-    /// The generation that seals now.
-    pub(crate) key: Arc<TableKey>,
     /// The file.
     pub(crate) file: OpenedKeyFile,
 }
@@ -81,9 +76,8 @@ impl SystemFile {
         let keys = broker.unwrap_all(record, Seat::Service)?.keys;
         let key =
             keys.generation(generation).ok_or_else(|| place.tampered("it does not hold the key that seals it"))?;
-        let key = key.clone();
-        let file = self.file.authenticate(&key, &place)?;
-        Ok(SystemKey { store, keys, key, file })
+        let file = self.file.authenticate(key, &place)?;
+        Ok(SystemKey { store, keys, file })
     }
 }
 
@@ -112,14 +106,14 @@ pub(crate) enum Pinned {
 /// [`Error::MissingFile`]; those of [`KeyFile::open`] and [`check_pin`].
 pub(crate) fn read_key_file(
     dir: &Directory,
-    system: &TableKey,
+    system: &KeySet,
     table: TableId,
     pin: &KeyPin,
 ) -> Result<(OpenedKeyFile, Pinned)> {
     let name = FileName::KeyFile(table).path();
     let bytes = dir.read(&name, KEY_FILE_BYTES_MAX as u64)?;
     let place = Where::new(&name, 0);
-    let opened = KeyFile::open(&bytes, system, table, &place)?;
+    let opened = KeyFile::open(&bytes, system.opening(&bytes, &place)?, table, &place)?;
     let pinned = check_pin(pin, &opened, &place)?;
     Ok((opened, pinned))
 }

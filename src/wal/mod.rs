@@ -36,6 +36,7 @@ use crate::format::FileName;
 use crate::format::log::{GroupWriter, LogPoint, SegmentSealer, entry_bytes};
 use crate::io::directory::{Directory, refused};
 use crate::io::{Entropy, LogFile, PlainLogFile};
+use crate::keys::SystemKeys;
 use crate::types::{Epoch, FileNumber, Generation, Kind, Seq, Slot};
 
 /// A group buffer larger than this is given back after the write.
@@ -62,7 +63,7 @@ pub(crate) struct SectionInput<'a> {
 pub(crate) struct Log {
     dir: Arc<Directory>,
     entropy: Arc<dyn Entropy>,
-    system: Arc<TableKey>,
+    system: SystemKeys,
     suite: Suite,
     shared: Mutex<Shared>,
     /// Held while files are synced, so that those who come meanwhile share the next sync. Keeps why a sync failed: the
@@ -119,7 +120,7 @@ impl Log {
     pub(crate) fn new(
         dir: Arc<Directory>,
         entropy: Arc<dyn Entropy>,
-        system: Arc<TableKey>,
+        system: SystemKeys,
         suite: Suite,
         segments: BTreeMap<FileNumber, u64>,
         previous: Tag,
@@ -136,7 +137,7 @@ impl Log {
     pub(crate) fn create_segment(&self, number: FileNumber) -> Result<OpenSegment> {
         let name = FileName::Log(number).path();
         let mut header = Vec::new();
-        let sealer = SegmentSealer::create(&self.system, self.suite, number, &*self.entropy, &mut header)?;
+        let sealer = SegmentSealer::create(&self.system.sealing(), self.suite, number, &*self.entropy, &mut header)?;
         let file = self.dir.create(&name)?;
         let written = file
             .write_all_at(&header, 0)

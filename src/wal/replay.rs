@@ -22,6 +22,7 @@ use crate::format::log::{Envelope, LogPoint, SEGMENT_BEGIN_BYTES, Section, Secti
 use crate::format::{FileName, Where};
 use crate::io::File;
 use crate::io::directory::{Directory, refused};
+use crate::keys::KeySet;
 use crate::types::{Epoch, FRAME_BYTES_MAX, FileKind, FileNumber, Generation, Kind, Seq, Slot, TableId};
 
 /// Bytes of a segment that are in memory at a time.
@@ -69,7 +70,7 @@ pub(crate) struct Replayed {
 /// (`closed`) there may be no hole at all.
 pub(crate) fn replay(
     dir: &Directory,
-    system: &TableKey,
+    system: &KeySet,
     segments: &[SegmentInput],
     attested: LogPoint,
     closed: bool,
@@ -94,7 +95,7 @@ pub(crate) fn replay(
 
 /// The highest epoch that an authentic envelope names in a segment that the manifest does not know. What cannot be read
 /// attests nothing.
-pub(crate) fn highest_epoch(dir: &Directory, system: &TableKey, number: FileNumber) -> Epoch {
+pub(crate) fn highest_epoch(dir: &Directory, system: &KeySet, number: FileNumber) -> Epoch {
     let mut walk =
         Walk { found: Replayed::default(), attested: LogPoint::default(), previous: None, blank: false, hole: None };
     if let Ok(mut segment) = Segment::open(dir, system, number, None) {
@@ -264,7 +265,7 @@ struct Segment {
 }
 
 impl Segment {
-    fn open(dir: &Directory, system: &TableKey, number: FileNumber, salt: Option<Salt>) -> Result<Segment> {
+    fn open(dir: &Directory, system: &KeySet, number: FileNumber, salt: Option<Salt>) -> Result<Segment> {
         let name = FileName::Log(number).path();
         let file = dir.open(&name)?;
         let len_bytes = file.len_bytes().map_err(|error| refused("measure", &name, error))?;
@@ -275,7 +276,7 @@ impl Segment {
         let mut header = vec![0; SEGMENT_BEGIN_BYTES as usize];
         file.read_exact_at(&mut header, 0).map_err(|error| refused("read", &name, error))?;
         let expected = Expected { kind: FileKind::Log, number, subject: TableId::SYSTEM, suite: None, salt };
-        let opener = SegmentOpener::open(&header, system, &expected, &place)?;
+        let opener = SegmentOpener::open(&header, system.opening(&header, &place)?, &expected, &place)?;
         Ok(Segment { number, name, file, len_bytes, opener, window_start: 0, window: Vec::new() })
     }
 
@@ -367,7 +368,7 @@ pub(crate) type Visit<'a> = dyn FnMut(FileNumber, Seq, Kind, &[u8], &[u8]) -> Re
 /// Open a table's sections in order and hand out their entries that are newer than `after`.
 pub(crate) fn entries<'k>(
     dir: &Directory,
-    system: &TableKey,
+    system: &KeySet,
     salts: &dyn Fn(FileNumber) -> Option<Salt>,
     key_of: &dyn Fn(Generation) -> Result<&'k TableKey>,
     sections: &[SectionRef],

@@ -10,6 +10,7 @@ use crate::io::Vfs;
 use crate::io::fault::{FaultVfs, Operation, Rule};
 use crate::io::mem::MemVfs;
 use crate::io::sim::Simulation;
+use crate::keys::KeySet;
 use crate::types::{StoreId, TableId};
 
 const STORE: StoreId = StoreId::from_bytes([9; 16]);
@@ -18,7 +19,7 @@ const STORE: StoreId = StoreId::from_bytes([9; 16]);
 struct World {
     disk: Arc<MemVfs>,
     dir: Arc<Directory>,
-    system: Arc<TableKey>,
+    system: SystemKeys,
     table: TableKey,
     log: Log,
     writer: LogWriter,
@@ -35,7 +36,7 @@ impl World {
         let dir = Arc::new(Directory::new(disk.clone(), root));
         dir.ensure_dir("wal").unwrap();
         let key = |table, fill: u8| TableKey::new(Secret::fill_with(|key| key.fill(fill)), STORE, table, Generation(1));
-        let system = Arc::new(key(TableId::SYSTEM, 1));
+        let system = SystemKeys::new(KeySet::one(key(TableId::SYSTEM, 1)));
         let table = key(TableId::from_bytes([2; 16]), 2);
         let (log, writer) = Log::new(
             dir.clone(),
@@ -90,7 +91,7 @@ impl World {
     }
 
     fn replay_from(&self, attested: LogPoint, closed: bool) -> Result<Replayed> {
-        replay(&self.dir, &self.system, &self.segments, attested, closed)
+        replay(&self.dir, &self.system.all(), &self.segments, attested, closed)
     }
 
     fn replay(&self) -> Result<Replayed> {

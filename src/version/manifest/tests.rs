@@ -20,7 +20,7 @@ const STORE: StoreId = StoreId::from_bytes([9; 16]);
 struct World {
     disk: Arc<MemVfs>,
     dir: Arc<Directory>,
-    system: Arc<TableKey>,
+    system: SystemKeys,
     manifest: Manifest,
 }
 
@@ -32,8 +32,9 @@ impl World {
         let dir = Arc::new(Directory::new(disk.clone(), PathBuf::from("/store")));
         dir.ensure_dir("manifest").unwrap();
         let secret = Secret::fill_with(|key| key.fill(1));
-        let system = Arc::new(TableKey::new(secret, STORE, TableId::SYSTEM, Generation(1)));
-        let pin = KeyPin { version: 1, tag: [1; 16], generations: vec![(Generation(1), *system.commitment())] };
+        let system = SystemKeys::new(KeySet::one(TableKey::new(secret, STORE, TableId::SYSTEM, Generation(1))));
+        let pin =
+            KeyPin { version: 1, tag: [1; 16], generations: vec![(Generation(1), *system.sealing().commitment())] };
         let suite = Suite::Aes256Gcm;
         let meta = StoreMeta { store: STORE, lineage: [4; 16], created_ms: 5, real_entropy: false, suite };
         let (entropy, state) = (world.entropy.clone(), State::new(meta, pin));
@@ -42,7 +43,11 @@ impl World {
     }
 
     fn add_table(&self, slot: u32) {
-        let key = KeyPin { version: 1, tag: [2; 16], generations: vec![(Generation(1), *self.system.commitment())] };
+        let key = KeyPin {
+            version: 1,
+            tag: [2; 16],
+            generations: vec![(Generation(1), *self.system.sealing().commitment())],
+        };
         let record = TableRecord {
             slot: Slot(slot),
             id: TableId::from_bytes([slot as u8; 16]),
@@ -74,7 +79,7 @@ impl World {
     }
 
     fn read(&self) -> Result<Found> {
-        read(&self.dir, &self.system)
+        read(&self.dir, &self.system.all())
     }
 
     fn tables(&self) -> usize {
