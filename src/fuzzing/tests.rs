@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{TARGETS, table};
-use crate::LocalKms;
 use crate::crypto::Suite;
 use crate::format::codec::Put;
 use crate::format::frame::{FRAME_HEAD_BYTES, FileOpener, FrameHead, FrameKind, HEADER_BYTES};
@@ -18,7 +17,10 @@ use crate::format::testing::*;
 use crate::io::Vfs;
 use crate::io::mem::MemVfs;
 use crate::io::sim::{SeededEntropy, Simulation};
-use crate::keys::local_fuzz;
+use crate::keys::{
+    CreateGrantRequest, EncryptionContext, EngineKeyRequest, GrantConstraint, GrantOperation, KeyOperation, KeyPolicy,
+    KeyProvider, LocalKms, PolicyPrincipal, PolicyStatement, Principal, local_fuzz,
+};
 use crate::options::Compression;
 use crate::sstable::{TableSettings, TableWriter};
 use crate::types::{Epoch, FileKind, FileNumber, Generation, Kind, Seq, Slot, Trailer};
@@ -155,8 +157,9 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     for (number, name) in names().into_iter().enumerate() {
         add("names", &format!("name-{number}"), name.into_bytes());
     }
-    add("keyring", "contents", keyring());
     add("keyring", "file", golden("keyring-1"));
+    add("keyring", "contents-2", keyring());
+    add("keyring", "file-2", golden("keyring-2"));
     add("keyring", "wrap", golden("data-key-wrap-1"));
     add("keyring", "alias", b"alias/some-name".to_vec());
     table_seeds(&mut add);
@@ -325,11 +328,34 @@ fn names() -> Vec<String> {
     ]
 }
 
+/// The contents of a keyring with keys of every kind and state, a policy and a grant.
 fn keyring() -> Vec<u8> {
     let kms = LocalKms::in_memory(Simulation::new(5).environment()).unwrap();
     kms.create_key(Some("alias/ratings"), "for the ratings").unwrap();
-    kms.create_key(None, "").unwrap();
-    kms.disable("alias/ratings").unwrap();
+    kms.rotate("alias/ratings").unwrap();
+    kms.set_rotation_period("alias/ratings", Some(365)).unwrap();
+    kms.create_key(Some("alias/off"), "").unwrap();
+    kms.disable("alias/off").unwrap();
+    kms.create_key(Some("alias/going"), "").unwrap();
+    kms.schedule_deletion("alias/going", 30).unwrap();
+    kms.create_key_without_material(Some("alias/brought"), "").unwrap();
+    kms.import_material("alias/brought", Some(1 << 45), |bytes| bytes.fill(3)).unwrap();
+    kms.create_key_without_material(None, "").unwrap();
+    kms.managed_key(&EngineKeyRequest::new(Principal::Service)).unwrap();
+    kms.owned_key(&EngineKeyRequest::new(Principal::Service)).unwrap();
+    let ada = || Principal::Named("ada".to_owned());
+    let only = || EncryptionContext::from_pairs([("store", "s")]).unwrap();
+    let policy = KeyPolicy::new([
+        PolicyStatement::allow([Principal::Owner], KeyOperation::ALL),
+        PolicyStatement::deny([PolicyPrincipal::Everyone], [KeyOperation::Encrypt])
+            .with(GrantConstraint::Equals(only())),
+    ]);
+    kms.put_policy("alias/ratings", policy).unwrap();
+    let mut grant = CreateGrantRequest::new("alias/ratings", ada(), vec![GrantOperation::Decrypt], Principal::Owner);
+    grant.name = Some("a grant".to_owned());
+    grant.constraint = Some(GrantConstraint::Contains(only()));
+    grant.retiring_principal = Some(Principal::Service);
+    kms.create_grant(&grant).unwrap();
     local_fuzz::contents(&kms).to_vec()
 }
 

@@ -34,7 +34,10 @@ use self::lease::Terms;
 pub(crate) use self::lease::{Ending, KeySet, Renewal, Seat, TableLease, Unwrapped};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::local::fuzz as local_fuzz;
-pub use self::local::{LocalKms, Unlock};
+pub use self::local::{
+    GrantDescription, KeyOperation, KeyPolicy, LocalKms, PolicyEffect, PolicyPrincipal, PolicyStatement,
+    RotationStatus, Unlock,
+};
 pub use self::provider::*;
 pub(crate) use self::system::SystemKeys;
 use self::time::StoreTime;

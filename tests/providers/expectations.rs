@@ -13,7 +13,7 @@
 //! the engine acts on.
 #![allow(dead_code, reason = "every provider's test uses the part that it can express")]
 
-use strongroom::error::{ProviderError, ProviderReason};
+use strongroom::error::ProviderReason;
 use strongroom::keys::{
     CreateGrantRequest, DataKey, DecryptRequest, DescribeKeyRequest, EncryptRequest, EncryptionContext,
     EndGrantRequest, GenerateDataKeyRequest, Grant, GrantConstraint, GrantOperation, KeyProvider, Principal,
@@ -23,8 +23,9 @@ use strongroom::keys::{
 /// The provider under test, and what its owner can do with it.
 pub struct Provider<'a> {
     pub provider: &'a dyn KeyProvider,
-    /// Make a key that the owner may use and nobody else, and give its ARN.
-    pub new_key: &'a dyn Fn() -> String,
+    /// Make an enabled key that the owner may use and nobody else, for a situation that it will come into, and give its ARN. (Only an imported
+    /// key can lose its bytes.)
+    pub new_key: &'a dyn Fn(Situation) -> String,
     /// Bring a key that `new_key` made into a situation. False if the provider knows no such thing.
     pub arrange: &'a dyn Fn(&str, Situation) -> bool,
     /// Compare reasons, not only classes.
@@ -44,9 +45,10 @@ pub enum Situation {
     DeletionCancelled,
     /// Its deletion time has come, or it was destroyed.
     Deleted,
-    /// It was imported, and its bytes were taken away. `new_key`'s keys are not imported: `arrange` is asked before anything is wrapped, and
-    /// gives false unless the key in question can lose its bytes.
+    /// It was imported, and its bytes were taken away.
     MaterialTakenAway,
+    /// Its bytes were taken away, and imported again.
+    MaterialBack,
     /// It has got new bytes; the old ones are kept.
     Rotated,
     /// Ada has a grant for [`GrantOperation::Decrypt`] with any context.
@@ -192,10 +194,13 @@ pub const ROWS: &[Row] = &[
     Row(Deleted, Bob, Decrypt, Refusal(KeyNotFound)),
     Row(MaterialTakenAway, Owner, Describe, Answer),
     Row(MaterialTakenAway, Owner, Generate, Refusal(KeyPendingImport)),
+    Row(MaterialTakenAway, Owner, Decrypt, Refusal(KeyPendingImport)),
     Row(MaterialTakenAway, Owner, DecryptGarbage, Refusal(KeyPendingImport)),
     Row(MaterialTakenAway, Owner, Encrypt, Refusal(KeyPendingImport)),
     Row(MaterialTakenAway, Owner, CreateGrant, Refusal(KeyPendingImport)),
     Row(MaterialTakenAway, Bob, Generate, Refusal(Denied)),
+    Row(MaterialBack, Owner, Generate, Answer),
+    Row(MaterialBack, Owner, Decrypt, Answer),
     Row(Rotated, Owner, Generate, Answer),
     Row(Rotated, Owner, Decrypt, Answer),
     Row(Rotated, Owner, ReEncryptFrom, Answer),
@@ -264,13 +269,9 @@ fn run(under_test: &Provider<'_>, Row(situation, who, operation, _): Row) -> Opt
     if who != Owner && !provider.describe().tells_principals_apart {
         return None;
     }
-    let key = (under_test.new_key)();
-    let other = (under_test.new_key)();
-    // Bytes that are taken away were imported first; what the table asks then does not need an old wrap.
-    let made = match situation {
-        MaterialTakenAway => Err(ProviderError::new(KeyPendingImport, "never asked")),
-        _ => generate(provider, &key, &usual(), Principal::Owner),
-    };
+    let key = (under_test.new_key)(situation);
+    let other = (under_test.new_key)(Enabled);
+    let made = generate(provider, &key, &usual(), Principal::Owner).expect("the owner may use a new key");
     if !(under_test.arrange)(&key, situation) {
         return None;
     }
@@ -290,7 +291,7 @@ fn ask(
     provider: &dyn KeyProvider,
     key: &str,
     other: &str,
-    made: ProviderResult<Wrapped>,
+    mut made: Wrapped,
     principal: Principal,
     operation: Operation,
 ) -> ProviderResult<()> {
@@ -309,16 +310,9 @@ fn ask(
         Generate => generate(provider, key, &usual(), principal).map(drop),
         GenerateShort => generate(provider, key, &context(&[TABLE]), principal).map(drop),
         GenerateElsewhere => generate(provider, key, &elsewhere(), principal).map(drop),
-        Decrypt => {
-            let made = made?;
-            opens(&made.ciphertext, usual(), &made.plaintext)
-        }
-        DecryptOtherContext => {
-            let made = made?;
-            opens(&made.ciphertext, elsewhere(), &made.plaintext)
-        }
+        Decrypt => opens(&made.ciphertext, usual(), &made.plaintext),
+        DecryptOtherContext => opens(&made.ciphertext, elsewhere(), &made.plaintext),
         DecryptChanged => {
-            let mut made = made?;
             // The middle: at the ends some providers keep what they read before anything is checked.
             let middle = made.ciphertext.len() / 2;
             made.ciphertext[middle] ^= 1;
@@ -337,8 +331,7 @@ fn ask(
             Ok(())
         }
         ReEncryptFrom => {
-            let ciphertext = made?.ciphertext;
-            let request = ReEncryptRequest::new(key, ciphertext, usual(), other, elsewhere(), principal);
+            let request = ReEncryptRequest::new(key, made.ciphertext, usual(), other, elsewhere(), principal);
             provider.re_encrypt(&request).map(drop)
         }
         ReEncryptTo => {
@@ -377,6 +370,12 @@ pub fn arrange_grants(provider: &dyn KeyProvider, key: &str, situation: Situatio
         AdaMayGrant => drop(to_ada(&[G::DescribeKey, G::Decrypt, G::CreateGrant], None)),
         _ => return false,
     }
+    true
+}
+
+/// Grant Ada these operations, with any context.
+pub fn grant_to_ada(provider: &dyn KeyProvider, key: &str, operations: &[GrantOperation]) -> bool {
+    grant(provider, key, Principal::Owner, "ada", operations, None).expect("the owner may grant");
     true
 }
 

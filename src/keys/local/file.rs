@@ -3,7 +3,7 @@
 //! ```text
 //! offset  size  field       meaning
 //!      0     8  magic       "strongKR"
-//!      8     4  format      1
+//!      8     4  format      2; of the contents as well, and 1 is still read (`contents.rs`)
 //!     12     4  required    feature bits a reader has to know; none so far
 //!     16     1  kind        8, a keyring among the kinds of file
 //!     17     1  unlock      1 passphrase, 2 key
@@ -31,6 +31,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::contents::{KEYRING_BYTES_MAX, VERSION, VERSION_OLDEST};
 use super::keyring::{Keyring, KeyringId};
 use super::unlock::{KEY, PASSPHRASE, Unlock};
 use crate::crypto::{ONCE_OVERHEAD_BYTES, Refused, Salt, Stretching, open_once, seal_once};
@@ -40,12 +41,11 @@ use crate::io::{Environment, File, Lock, Signal};
 use crate::types::FileKind;
 
 const MAGIC: &[u8; 8] = b"strongKR";
-const FORMAT: u32 = 1;
 pub(super) const HEADER_BYTES: usize = 100;
 /// How much of the header is associated data: all but the two checksums.
 const AUTHENTICATED_BYTES: usize = 92;
-/// Bodies beyond this are refused before anything is sized by them: 16 MiB, which sealing allows, and its overhead.
-const BODY_BYTES_MAX: usize = (16 << 20) + ONCE_OVERHEAD_BYTES;
+/// Bodies beyond this are refused before anything is sized by them.
+const BODY_BYTES_MAX: usize = KEYRING_BYTES_MAX + ONCE_OVERHEAD_BYTES;
 /// What the seal is for.
 const PURPOSE: &str = "keyring";
 /// How long a rewrite waits for another one, and how long between two tries.
@@ -64,6 +64,7 @@ pub(super) struct KeyringFile {
 
 /// What a header says, once its checksum held.
 struct Header {
+    version: u32,
     unlock: u8,
     stretching: Stretching,
     id: KeyringId,
@@ -137,7 +138,8 @@ impl KeyringFile {
                     Refused::WrongKey => self.wrong_passphrase(),
                     Refused::NotAuthentic => self.tampered(HEADER_BYTES, "seal of the body"),
                 })?;
-            Keyring::decode(&opened).map_err(|refusal| refusal.at(&Where::new(&self.name(), HEADER_BYTES as u64)))
+            Keyring::decode(&opened, header.version)
+                .map_err(|refusal| refusal.at(&Where::new(&self.name(), HEADER_BYTES as u64)))
         })?;
         if keyring.id != header.id {
             return Err(self.tampered(32, "the header names another keyring than the contents"));
@@ -200,12 +202,13 @@ impl KeyringFile {
     }
 
     fn seal(&self, keyring: &Keyring, revision: u64, unlock: &Unlock, stretching: &Stretching) -> Result<Vec<u8>> {
-        self.seal_contents(keyring.id, &keyring.encode(), revision, unlock, stretching)
+        self.seal_contents(keyring.id, VERSION, &keyring.encode(), revision, unlock, stretching)
     }
 
     pub(super) fn seal_contents(
         &self,
         id: KeyringId,
+        version: u32,
         contents: &[u8],
         revision: u64,
         unlock: &Unlock,
@@ -224,7 +227,7 @@ impl KeyringFile {
 
         let mut bytes = Vec::with_capacity(HEADER_BYTES + body_bytes);
         bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&FORMAT.to_le_bytes());
+        bytes.extend_from_slice(&version.to_le_bytes());
         bytes.extend_from_slice(&0_u32.to_le_bytes());
         bytes.extend_from_slice(&[FileKind::Keyring as u8, unlock.number(), 0, 0]);
         bytes.extend_from_slice(&if unlock.number() == PASSPHRASE { stretching.encode() } else { [0; 12] });
@@ -260,8 +263,9 @@ impl KeyringFile {
             return Err(self.bit_rot(0, "checksum of the header"));
         }
         let unknown = |what, number: u32| Error::UnknownVersion { file: self.name(), what, number: number.into() };
-        if u32_at(8) != FORMAT {
-            return Err(unknown("format version", u32_at(8)));
+        let version = u32_at(8);
+        if !(VERSION_OLDEST..=VERSION).contains(&version) {
+            return Err(unknown("format version", version));
         }
         if u32_at(12) != 0 {
             return Err(unknown("feature", u32_at(12)));
@@ -285,6 +289,7 @@ impl KeyringFile {
             return Err(self.tampered(88, "length of the body is beyond its limit"));
         }
         Ok(Header {
+            version,
             unlock,
             stretching,
             id: KeyringId(std::array::from_fn(|index| stamp[32 + index])),

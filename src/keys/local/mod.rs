@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! unlock.rs    passphrase or 32-byte key
-//! keyring.rs   what a keyring holds: keys, versions, aliases, states
-//! file.rs      its file: sealed, replaced as a whole under a lock
-//! mod.rs       the provider: names to keys, states enforced, wrapping
+//! keyring.rs   what a keyring holds: keys, versions, aliases, states; what time does to it
+//! policy.rs    policies and grants: who may do what
+//! contents.rs  the bytes of both
+//! file.rs      their file: sealed, replaced as a whole under a lock
+//! manage.rs    what the keyring's holder does: making keys, their states, rotation, import, policies
+//! mod.rs       the provider: names to keys, permission, state, wrapping
 //! ```
 //!
 //! A wrapped data key names the key and the version that made it:
@@ -17,12 +20,26 @@
 //!                           associated data: the 21 bytes before it, and the canonical encryption context
 //! ```
 //!
+//! # The order of checks
+//! As at AWS KMS, a request meets: does the key exist, may the principal, is the key's state right, are the bytes what was wrapped.
+//! Each failure has its own reason, and the first one decides. So whoever may not use a key learns that it exists, and
+//! nothing about its state. That much is told on purpose: a principal to whom a deleted key were "denied" would lose a
+//! permit where every table of the key has to go. Key ids are random; what can be guessed at is whether an alias is taken.
+//!
+//! # Who decides
+//! Principals are told apart, and taken at the caller's word: a keyring has no passwords for them, since whoever can
+//! open it could do without. Policies and grants keep tenants apart *within* a program that opened the keyring and says truly for whom it
+//! asks; they are no protection from that program.
+//!
 //! The keyring's file is looked at on each call, so that a key disabled from the command line is refused to a running
-//! process from then on. The states are enforced by this code, not by mathematics: **whoever puts back an older copy of the keyring's file
-//! undoes what was decided since**, except in a process that has seen the newer one.
+//! process from then on. States, policies and grants are enforced by this code, not by mathematics: **whoever puts back an older copy of the
+//! keyring's file undoes what was decided since**, deletions and revoked grants included, except in a process that has seen the newer one.
 
+mod contents;
 mod file;
 mod keyring;
+mod manage;
+mod policy;
 mod unlock;
 
 #[cfg(any(test, fuzzing))]
@@ -37,7 +54,10 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use self::file::{KeyringFile, Loaded, Stamp};
-use self::keyring::{KeyId, Keyring, Manager, MasterKeyRecord, check_alias};
+use self::keyring::{Keyring, MasterKeyRecord, fresh_grant_id, limit};
+pub use self::manage::{GrantDescription, RotationStatus};
+use self::policy::{Asked, Basis, GrantRecord, Refused, decide, denied};
+pub use self::policy::{KeyOperation, KeyPolicy, PolicyEffect, PolicyPrincipal, PolicyStatement};
 pub use self::unlock::Unlock;
 use super::provider::*;
 use crate::crypto::{Stretching, open_once, seal_once};
@@ -53,7 +73,8 @@ const WRAP_PURPOSE: &str = "data key";
 
 /// A key provider whose master keys lie in a keyring: a file outside every store, or memory.
 ///
-/// Cheap to clone; all clones are one keyring. It decides by key alone and does not tell principals apart.
+/// Cheap to clone; all clones are one keyring. It tells principals apart, and decides by the key's policy and grants. Its own methods act
+/// as the keyring's holder, who is the [owner](Principal::Owner); what others ask comes in through [`KeyProvider`].
 #[derive(Clone)]
 pub struct LocalKms(Arc<Shared>);
 
@@ -68,6 +89,8 @@ struct State {
     keyring: Keyring,
     /// Present only with a file.
     filed: Option<Filed>,
+    /// Whether time has brought something that the file does not say yet.
+    unwritten: bool,
 }
 
 /// What is known about the file that the keyring was read from.
@@ -107,7 +130,10 @@ impl LocalKms {
         let file = KeyringFile::new(path.as_ref(), environment.clone())?;
         let loaded = file.load(&unlock)?;
         let (keyring, filed) = loaded.part(unlock);
-        Ok(LocalKms::shared(environment, Some(file), State { keyring, filed: Some(filed) }))
+        let kms = LocalKms::shared(environment, Some(file), keyring, Some(filed));
+        // What fell due while nobody looked.
+        drop(kms.current()?);
+        Ok(kms)
     }
 
     /// A keyring that lives in memory and is gone with its last clone: for tests and temporary stores.
@@ -116,7 +142,7 @@ impl LocalKms {
     /// [`Error::Io`] if there is no randomness.
     pub fn in_memory(environment: Environment) -> Result<LocalKms> {
         let keyring = Keyring::new(environment.clock.wall_ms(), &*environment.entropy)?;
-        Ok(LocalKms::shared(environment, None, State { keyring, filed: None }))
+        Ok(LocalKms::shared(environment, None, keyring, None))
     }
 
     fn create_with(environment: Environment, path: &Path, unlock: Unlock, stretching: Stretching) -> Result<LocalKms> {
@@ -130,91 +156,12 @@ impl LocalKms {
         let stamp = file.store(&keyring, 1, &unlock, &stretching)?;
         drop(lock);
         let filed = Filed { unlock, stretching, revision: 1, stamp: Some(stamp) };
-        Ok(LocalKms::shared(environment, Some(file), State { keyring, filed: Some(filed) }))
+        Ok(LocalKms::shared(environment, Some(file), keyring, Some(filed)))
     }
 
-    fn shared(environment: Environment, file: Option<KeyringFile>, state: State) -> LocalKms {
-        LocalKms(Arc::new(Shared { environment, file, state: Mutex::new(state) }))
-    }
-
-    /// Make a master key, enabled, and describe it. Give it an alias to find it by.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] if the alias is malformed, reserved or taken; as for [`open`](LocalKms::open) if the file cannot be
-    /// read or replaced.
-    pub fn create_key(&self, alias: Option<&str>, description: &str) -> Result<KeyDescription> {
-        self.rewrite(|keyring, shared| {
-            if let Some(alias) = alias {
-                check_new_alias(keyring, alias)?;
-            }
-            let made = shared.environment.clock.wall_ms();
-            let key = keyring.add_key(Manager::Customer, description, made, &*shared.environment.entropy)?;
-            key.aliases.extend(alias.map(str::to_owned));
-            let id = key.id;
-            described(keyring, id)
-        })
-    }
-
-    /// All master keys but the owned one, which is the engine's, in the order in which they were made.
-    ///
-    /// # Errors
-    /// As for [`open`](LocalKms::open) if the file has changed.
-    pub fn list_keys(&self) -> Result<Vec<KeyDescription>> {
-        let state = self.current()?;
-        let listed = state.keyring.keys.iter().filter(|key| key.manager != Manager::Owned);
-        Ok(listed.map(|key| description(&state.keyring, key)).collect())
-    }
-
-    /// The key that an id, an ARN or an alias stands for.
-    ///
-    /// # Errors
-    /// [`Error::MasterKeyUnavailable`] if there is none; as for [`open`](LocalKms::open) if the file has changed.
-    pub fn key(&self, name: &str) -> Result<KeyDescription> {
-        let state = self.current()?;
-        let index = find(&state.keyring, name).map_err(|error| unavailable(name, error))?;
-        Ok(description(&state.keyring, &state.keyring.keys[index]))
-    }
-
-    /// Let an alias, which no key has yet, stand for a key.
-    ///
-    /// # Errors
-    /// As for [`create_key`](LocalKms::create_key) and [`key`](LocalKms::key).
-    pub fn add_alias(&self, key: &str, alias: &str) -> Result<()> {
-        self.rewrite(|keyring, _| {
-            let index = customer(keyring, key)?;
-            check_new_alias(keyring, alias)?;
-            keyring.keys[index].aliases.push(alias.to_owned());
-            Ok(())
-        })
-    }
-
-    /// Let an alias stand for nothing any more. What was wrapped while it stood for a key is not concerned: wraps name the key.
-    ///
-    /// # Errors
-    /// As for [`key`](LocalKms::key).
-    pub fn remove_alias(&self, alias: &str) -> Result<()> {
-        self.rewrite(|keyring, _| {
-            check_alias(alias)?;
-            let index = customer(keyring, alias)?;
-            keyring.keys[index].aliases.retain(|other| other != alias);
-            Ok(())
-        })
-    }
-
-    /// Let a disabled key be used again.
-    ///
-    /// # Errors
-    /// As for [`disable`](LocalKms::disable).
-    pub fn enable(&self, key: &str) -> Result<()> {
-        self.set_state(key, KeyState::Disabled, KeyState::Enabled)
-    }
-
-    /// Refuse every use of a key until it is enabled again. Stores notice it when their permission ends, within five minutes.
-    ///
-    /// # Errors
-    /// As for [`key`](LocalKms::key); [`Error::InvalidArgument`] for a key of the engine's.
-    pub fn disable(&self, key: &str) -> Result<()> {
-        self.set_state(key, KeyState::Enabled, KeyState::Disabled)
+    fn shared(environment: Environment, file: Option<KeyringFile>, keyring: Keyring, filed: Option<Filed>) -> LocalKms {
+        let state = Mutex::new(State { keyring, filed, unwritten: false });
+        LocalKms(Arc::new(Shared { environment, file, state }))
     }
 
     /// Seal the keyring under another passphrase or key from now on. Others who have it open can go on only after opening it
@@ -228,8 +175,8 @@ impl LocalKms {
             return Err(Error::InvalidArgument { what: "keyring", detail: "it lives in memory alone".to_owned() });
         };
         let _lock = file.lock()?;
-        let mut state = self.current()?;
-        let State { keyring, filed: Some(filed) } = &mut *state else {
+        let mut state = self.look()?;
+        let State { keyring, filed: Some(filed), unwritten } = &mut *state else {
             return Ok(());
         };
         let revision = next(filed.revision)?;
@@ -237,74 +184,106 @@ impl LocalKms {
         filed.stamp = Some(file.store(keyring, revision, &unlock, &filed.stretching)?);
         filed.revision = revision;
         filed.unlock = unlock;
+        *unwritten = false;
         Ok(())
     }
 
-    fn set_state(&self, name: &str, from: KeyState, to: KeyState) -> Result<()> {
-        self.rewrite(|keyring, _| {
-            let index = customer(keyring, name)?;
-            let key = &mut keyring.keys[index];
-            if key.state != from && key.state != to {
-                let reason = state_refusal(key).map_or(ProviderReason::InvalidRequest, |error| error.reason);
-                return Err(unavailable(name, ProviderError::new(reason, format!("it is {:?}", key.state))));
-            }
-            key.state = to;
-            Ok(())
-        })
+    /// The keyring as it is now: as it stands on disk, and as time has left it.
+    fn current(&self) -> Result<MutexGuard<'_, State>> {
+        let state = self.look()?;
+        if !state.unwritten && !state.keyring.is_rotation_due(self.now_ms()) {
+            return Ok(state);
+        }
+        drop(state);
+        // Writes down what fell due. If that is not possible at present, what is over is refused all the same, since `look` sees
+        // to that in memory; a rotation waits, since nobody may wrap under a version that could be lost.
+        let _ = self.rewrite(|_, _| Ok(()));
+        self.look()
     }
 
-    /// The keyring as it stands on disk now.
-    fn current(&self) -> Result<MutexGuard<'_, State>> {
+    /// Read the file if it is another one than before, and let time do its work in memory.
+    fn look(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.0.state.lock();
         if let Some(file) = &self.0.file {
             state.catch_up(file)?;
         }
+        let settled = state.keyring.settle(self.now_ms());
+        state.unwritten |= settled;
         Ok(state)
     }
 
     /// Change the keyring, in memory and on disk, or neither. `change` checks before it changes anything.
     fn rewrite<T>(&self, change: impl FnOnce(&mut Keyring, &Shared) -> Result<T>) -> Result<T> {
         let lock = self.0.file.as_ref().map(KeyringFile::lock).transpose()?;
-        let mut state = self.current()?;
-        let State { keyring, filed } = &mut *state;
-        if let Some(filed) = filed {
-            // Whatever happens from here on, the next look at the file decides what the keyring is.
-            filed.stamp = None;
-        }
-        let answer = change(keyring, &self.0)?;
+        let mut state = self.look()?;
+        let now_ms = self.now_ms();
+        let State { keyring, filed, unwritten } = &mut *state;
+        // Whatever happens from here on, the next look at the file decides what the keyring is ...
+        let stamp = filed.as_mut().and_then(|filed| filed.stamp.take());
+        let rotated = keyring.rotate_due(now_ms, &*self.0.environment.entropy)?;
+        let answer = match change(keyring, &self.0) {
+            Ok(answer) => answer,
+            Err(error) => {
+                // ... unless nothing did: a refusal must not cost the next caller the stretching of a passphrase.
+                if let (Some(filed), false) = (filed, rotated || *unwritten) {
+                    filed.stamp = stamp;
+                }
+                return Err(error);
+            }
+        };
+        keyring.written_ms = keyring.written_ms.max(now_ms);
         if let (Some(file), Some(filed)) = (&self.0.file, filed) {
             let revision = next(filed.revision)?;
             filed.stamp = Some(file.store(keyring, revision, &filed.unlock, &filed.stretching)?);
             filed.revision = revision;
         }
+        *unwritten = false;
         drop(state);
         drop(lock);
         Ok(answer)
     }
 
-    fn engine_key(&self, alias: &str, manager: Manager) -> Result<KeyDescription> {
-        {
-            let state = self.current()?;
-            if let Some(index) = state.keyring.find(alias) {
-                return Ok(description(&state.keyring, &state.keyring.keys[index]));
-            }
-        }
-        self.rewrite(|keyring, shared| {
-            // Somebody else may have been faster.
-            if let Some(index) = keyring.find(alias) {
-                return Ok(description(keyring, &keyring.keys[index]));
-            }
-            let made = shared.environment.clock.wall_ms();
-            let key = keyring.add_key(manager, "made by strongroom", made, &*shared.environment.entropy)?;
-            key.aliases.push(alias.to_owned());
-            let id = key.id;
-            described(keyring, id)
-        })
+    fn now_ms(&self) -> u64 {
+        self.0.environment.clock.wall_ms()
     }
 
-    fn wrap(&self, key: &str, context: &EncryptionContext, plaintext: &DataKey) -> ProviderResult<(Vec<u8>, String)> {
-        let state = self.current().map_err(refusal)?;
-        let key = usable(&state.keyring, key)?;
+    fn engine_key(&self, alias: &str, manager: KeyManager, principal: &Principal) -> ProviderResult<KeyDescription> {
+        let describe = |keyring: &Keyring, index| {
+            permitted(keyring, index, &Asked::new(principal, KeyOperation::DescribeKey))?;
+            Ok(manage::description(keyring, &keyring.keys[index]))
+        };
+        {
+            let state = self.current().map_err(refusal)?;
+            if let Some(index) = state.keyring.find(alias) {
+                return describe(&state.keyring, index);
+            }
+        }
+        // Nobody makes a key that he may not use.
+        let asked = Asked::new(principal, KeyOperation::DescribeKey);
+        if decide(&KeyPolicy::of(manager), &[], &asked).is_err() {
+            return Err(ProviderError::new(ProviderReason::Denied, format!("{principal} may not use {alias}")));
+        }
+        let made = self.rewrite(|keyring, shared| {
+            // Somebody else may have been faster.
+            if let Some(index) = keyring.find(alias) {
+                return Ok(describe(keyring, index));
+            }
+            let (now_ms, entropy) = (shared.environment.clock.wall_ms(), &*shared.environment.entropy);
+            let index = keyring.add_key(manager, KeyOrigin::Generated, "made by strongroom", now_ms, entropy)?;
+            keyring.keys[index].aliases.push(alias.to_owned());
+            Ok(describe(keyring, index))
+        });
+        made.map_err(refusal)?
+    }
+
+    fn wrap(
+        &self,
+        keyring: &Keyring,
+        index: usize,
+        context: &EncryptionContext,
+        plaintext: &DataKey,
+    ) -> ProviderResult<Vec<u8>> {
+        let key = &keyring.keys[index];
         let (version, secret) = key.current().ok_or_else(|| internal("the key has no version"))?;
         let mut wrapped = Vec::with_capacity(WRAP_HEAD_BYTES);
         wrapped.push(WRAP_FORMAT);
@@ -314,69 +293,162 @@ impl LocalKms {
         let message = seal_once(secret, WRAP_PURPOSE, &bound, plaintext.expose(), &*self.0.environment.entropy)
             .map_err(refusal)?;
         wrapped.extend_from_slice(&message);
-        Ok((wrapped, state.keyring.arn(key.id)))
+        Ok(wrapped)
     }
 
-    fn unwrap(&self, request: &DecryptRequest) -> ProviderResult<DecryptedDataKey> {
-        let state = self.current().map_err(refusal)?;
-        let key = usable(&state.keyring, &request.key_arn)?;
-        let invalid = |detail: &str| ProviderError::new(ProviderReason::InvalidCiphertext, detail);
-        let (head, message) = request
-            .ciphertext
-            .split_first_chunk::<WRAP_HEAD_BYTES>()
-            .filter(|(head, _)| head[0] == WRAP_FORMAT)
-            .ok_or_else(|| invalid("these bytes are no wrapped key"))?;
-        if head[1..17] != key.id.0 {
-            return Err(invalid("it was wrapped under another master key"));
+    /// What a request for a grant finds: the grant, if there is one of this name and with these contents, or else that it may be made.
+    fn grantable(&self, keyring: &Keyring, request: &CreateGrantRequest) -> ProviderResult<(usize, Option<Grant>)> {
+        let wanted = GrantRecord::asked_for(request, policy::GrantId([0; 16]), 0).map_err(refusal)?;
+        let asked = Asked::new(&request.principal, KeyOperation::CreateGrant);
+        let index = find(keyring, &request.key)?;
+        let basis = permitted(keyring, index, &asked)?;
+        let key = &keyring.keys[index];
+        if !basis.covers(&wanted) {
+            return Err(denied(key.id, &asked));
         }
-        let version = u32::from_le_bytes(std::array::from_fn(|index| head[17 + index]));
-        let secret = key.version(version).ok_or_else(|| invalid("it names a version that the master key never had"))?;
-        let bound = [&head[..], &request.context.canonical()].concat();
-        let opened = open_once(secret, WRAP_PURPOSE, &bound, message)
-            .map_err(|_| invalid("it was wrapped with another context, or changed"))?;
-        Ok(DecryptedDataKey::new(DataKey::try_from_slice(&opened)?, state.keyring.arn(key.id)))
+        usable(key)?;
+        let Some(same_name) = key.grants.iter().find(|grant| grant.name.is_some() && grant.name == wanted.name) else {
+            return Ok((index, None));
+        };
+        if !same_name.same_contents(&wanted) {
+            let message = format!("key {} has a grant of that name with other contents", key.id);
+            return Err(ProviderError::new(ProviderReason::InvalidRequest, message));
+        }
+        Ok((index, Some(granted(keyring, key, same_name))))
+    }
+
+    /// End a grant that `may_end` lets this request end, or give its reason.
+    fn end_grant(
+        &self,
+        request: &EndGrantRequest,
+        may_end: impl Fn(&Keyring, usize, &GrantRecord) -> ProviderResult<()>,
+        may_ask: impl Fn(&Keyring, usize) -> ProviderResult<()>,
+    ) -> ProviderResult<()> {
+        let find_grant = |keyring: &Keyring| {
+            let index = find(keyring, &request.key_arn)?;
+            may_ask(keyring, index)?;
+            let grants = &keyring.keys[index].grants;
+            let position = grants.iter().position(|grant| grant.id.to_string() == request.grant_id);
+            let position = position.ok_or_else(|| {
+                let message = format!("key {} has no grant {}", keyring.keys[index].id, request.grant_id);
+                ProviderError::new(ProviderReason::GrantNotFound, message)
+            })?;
+            may_end(keyring, index, &grants[position])?;
+            Ok((index, position))
+        };
+        find_grant(&self.current().map_err(refusal)?.keyring)?;
+        let ended = self.rewrite(|keyring, _| {
+            let (index, position) = find_grant(keyring).map_err(|source| unavailable(&request.key_arn, source))?;
+            keyring.keys[index].grants.remove(position);
+            Ok(())
+        });
+        ended.map_err(refusal)
     }
 }
 
 impl KeyProvider for LocalKms {
     fn describe(&self) -> ProviderDescription {
-        ProviderDescription::new("local keyring", false)
+        ProviderDescription::new("local keyring", true)
     }
 
     fn describe_key(&self, request: &DescribeKeyRequest) -> ProviderResult<KeyDescription> {
-        admit(&request.principal)?;
         let state = self.current().map_err(refusal)?;
         let index = find(&state.keyring, &request.key)?;
-        Ok(description(&state.keyring, &state.keyring.keys[index]))
+        permitted(&state.keyring, index, &Asked::new(&request.principal, KeyOperation::DescribeKey))?;
+        Ok(manage::description(&state.keyring, &state.keyring.keys[index]))
     }
 
     fn generate_data_key(&self, request: &GenerateDataKeyRequest) -> ProviderResult<GeneratedDataKey> {
-        admit(&request.principal)?;
+        let GenerateDataKeyRequest { key, context, principal, .. } = request;
         let plaintext = DataKey::generate(&*self.0.environment.entropy)
             .map_err(|error| internal(&format!("no randomness: {error}")))?;
-        let (ciphertext, key_arn) = self.wrap(&request.key, &request.context, &plaintext)?;
-        Ok(GeneratedDataKey::new(plaintext, ciphertext, key_arn))
+        let state = self.current().map_err(refusal)?;
+        let index = admitted(&state.keyring, key, &Asked::about(principal, KeyOperation::GenerateDataKey, context))?;
+        let ciphertext = self.wrap(&state.keyring, index, context, &plaintext)?;
+        Ok(GeneratedDataKey::new(plaintext, ciphertext, arn(&state.keyring, index)))
     }
 
     fn decrypt(&self, request: &DecryptRequest) -> ProviderResult<DecryptedDataKey> {
-        admit(&request.principal)?;
-        self.unwrap(request)
+        let DecryptRequest { key_arn, ciphertext, context, principal, .. } = request;
+        let state = self.current().map_err(refusal)?;
+        let index = admitted(&state.keyring, key_arn, &Asked::about(principal, KeyOperation::Decrypt, context))?;
+        let plaintext = unwrap(&state.keyring.keys[index], ciphertext, context)?;
+        Ok(DecryptedDataKey::new(plaintext, arn(&state.keyring, index)))
     }
 
     fn encrypt(&self, request: &EncryptRequest) -> ProviderResult<EncryptedDataKey> {
-        admit(&request.principal)?;
-        let (ciphertext, key_arn) = self.wrap(&request.key, &request.context, &request.plaintext)?;
-        Ok(EncryptedDataKey::new(ciphertext, key_arn))
+        let EncryptRequest { key, plaintext, context, principal, .. } = request;
+        let state = self.current().map_err(refusal)?;
+        let index = admitted(&state.keyring, key, &Asked::about(principal, KeyOperation::Encrypt, context))?;
+        let ciphertext = self.wrap(&state.keyring, index, context, plaintext)?;
+        Ok(EncryptedDataKey::new(ciphertext, arn(&state.keyring, index)))
+    }
+
+    /// Asks both keys whether they may be used so before it opens anything: a right to re-encrypt is none to decrypt.
+    fn re_encrypt(&self, request: &ReEncryptRequest) -> ProviderResult<EncryptedDataKey> {
+        let ReEncryptRequest {
+            source_key_arn, source_context, destination_key, destination_context, principal, ..
+        } = request;
+        let state = self.current().map_err(refusal)?;
+        let from = Asked::about(principal, KeyOperation::ReEncryptFrom, source_context);
+        let source = admitted(&state.keyring, source_key_arn, &from)?;
+        let to = Asked::about(principal, KeyOperation::ReEncryptTo, destination_context);
+        let destination = admitted(&state.keyring, destination_key, &to)?;
+        let plaintext = unwrap(&state.keyring.keys[source], &request.ciphertext, source_context)?;
+        let ciphertext = self.wrap(&state.keyring, destination, destination_context, &plaintext)?;
+        Ok(EncryptedDataKey::new(ciphertext, arn(&state.keyring, destination)))
     }
 
     fn managed_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
-        admit(&request.principal)?;
-        self.engine_key(MANAGED_ALIAS, Manager::Managed).map_err(refusal)
+        self.engine_key(MANAGED_ALIAS, KeyManager::Managed, &request.principal)
     }
 
     fn owned_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
-        admit(&request.principal)?;
-        self.engine_key(OWNED_ALIAS, Manager::Owned).map_err(refusal)
+        self.engine_key(OWNED_ALIAS, KeyManager::Owned, &request.principal)
+    }
+
+    /// A grant holds from when this returns, everywhere: its token is its id, and no request needs it. A second request with the same name and
+    /// contents finds the first one's grant and writes nothing, so that it may be made as often as is convenient.
+    fn create_grant(&self, request: &CreateGrantRequest) -> ProviderResult<Grant> {
+        if let (_, Some(grant)) = self.grantable(&self.current().map_err(refusal)?.keyring, request)? {
+            return Ok(grant);
+        }
+        let made = self.rewrite(|keyring, shared| {
+            let found = self.grantable(keyring, request).map_err(|source| unavailable(&request.key, source))?;
+            let index = match found {
+                // Somebody else was faster.
+                (_, Some(grant)) => return Ok(grant),
+                (index, None) => index,
+            };
+            let id = fresh_grant_id(&*shared.environment.entropy)?;
+            let grant = GrantRecord::asked_for(request, id, shared.environment.clock.wall_ms())?;
+            limit("grants of a master key", keyring.keys[index].grants.len() + 1, keyring::GRANTS_MAX)?;
+            // 10: the count of grants may take more bytes than before.
+            keyring.require_room(contents::grant_bytes(&grant) + 10)?;
+            let answer = granted(keyring, &keyring.keys[index], &grant);
+            keyring.keys[index].grants.push(grant);
+            Ok(answer)
+        });
+        made.map_err(refusal)
+    }
+
+    fn retire_grant(&self, request: &EndGrantRequest) -> ProviderResult<()> {
+        let asked = Asked::new(&request.principal, KeyOperation::RetireGrant);
+        let may_end = |keyring: &Keyring, index: usize, grant: &GrantRecord| {
+            let key = &keyring.keys[index];
+            match decide(&key.policy, &key.grants, &asked) {
+                Ok(_) => Ok(()),
+                Err(Refused::ForWantOfPermission) if grant.is_party(asked.principal) => Ok(()),
+                Err(_) => Err(denied(key.id, &asked)),
+            }
+        };
+        // Who may retire a grant is a question of the grant.
+        self.end_grant(request, may_end, |_, _| Ok(()))
+    }
+
+    fn revoke_grant(&self, request: &EndGrantRequest) -> ProviderResult<()> {
+        let asked = Asked::new(&request.principal, KeyOperation::RevokeGrant);
+        self.end_grant(request, |_, _, _| Ok(()), |keyring, index| permitted(keyring, index, &asked).map(drop))
     }
 
     fn keyring_path(&self) -> Option<&Path> {
@@ -419,6 +491,7 @@ impl State {
         filed.stretching = loaded.stretching;
         filed.stamp = Some(loaded.stamp);
         self.keyring = loaded.keyring;
+        self.unwritten = false;
         Ok(())
     }
 }
@@ -428,76 +501,60 @@ fn next(revision: u64) -> Result<u64> {
     revision.checked_add(1).ok_or(Error::LimitExceeded { what, limit: u64::MAX, actual: u64::MAX })
 }
 
-/// The owner and the engine are the same to a keyring; it knows nobody else.
-fn admit(principal: &Principal) -> ProviderResult<()> {
-    match principal {
-        Principal::Owner | Principal::Service => Ok(()),
-        other => Err(ProviderError::new(
-            ProviderReason::PrincipalUnsupported,
-            format!("a local keyring does not tell principals apart, and {other} is not its owner"),
-        )),
-    }
-}
-
 fn find(keyring: &Keyring, name: &str) -> ProviderResult<usize> {
     keyring
         .find(name)
         .ok_or_else(|| ProviderError::new(ProviderReason::KeyNotFound, format!("{name} is not in the keyring")))
 }
 
-fn usable<'a>(keyring: &'a Keyring, name: &str) -> ProviderResult<&'a MasterKeyRecord> {
-    let key = &keyring.keys[find(keyring, name)?];
-    match state_refusal(key) {
-        None => Ok(key),
-        Some(error) => Err(error),
-    }
+/// On what basis the principal may do what is asked with the key at this position.
+fn permitted<'a>(keyring: &'a Keyring, index: usize, asked: &Asked<'_>) -> ProviderResult<Basis<'a>> {
+    let key = &keyring.keys[index];
+    decide(&key.policy, &key.grants, asked).map_err(|_| denied(key.id, asked))
 }
 
-/// Why a key cannot be used, if it cannot.
-fn state_refusal(key: &MasterKeyRecord) -> Option<ProviderError> {
+/// The position of the key of this name, if it is there, the principal may do this with it, and it can be used: in this order.
+fn admitted(keyring: &Keyring, name: &str, asked: &Asked<'_>) -> ProviderResult<usize> {
+    let index = find(keyring, name)?;
+    permitted(keyring, index, asked)?;
+    usable(&keyring.keys[index])?;
+    Ok(index)
+}
+
+/// Whether a key's state lets it be used, or why not.
+fn usable(key: &MasterKeyRecord) -> ProviderResult<()> {
     let reason = match key.state {
-        KeyState::Enabled => return None,
+        KeyState::Enabled => return Ok(()),
         KeyState::PendingDeletion => ProviderReason::KeyPendingDeletion,
-        KeyState::Disabled | KeyState::PendingImport | KeyState::Unavailable => ProviderReason::KeyDisabled,
+        KeyState::PendingImport => ProviderReason::KeyPendingImport,
+        KeyState::Disabled | KeyState::Unavailable => ProviderReason::KeyDisabled,
     };
-    Some(ProviderError::new(reason, format!("key {} is {:?}", key.id, key.state)))
+    Err(ProviderError::new(reason, format!("key {} is {:?}", key.id, key.state)))
 }
 
-/// The position of a key that the user may change.
-fn customer(keyring: &Keyring, name: &str) -> Result<usize> {
-    let index = find(keyring, name).map_err(|error| unavailable(name, error))?;
-    match keyring.keys[index].manager {
-        Manager::Customer => Ok(index),
-        Manager::Managed | Manager::Owned => {
-            Err(Error::InvalidArgument { what: "master key", detail: format!("{name} is managed by the engine") })
-        }
+fn unwrap(key: &MasterKeyRecord, ciphertext: &[u8], context: &EncryptionContext) -> ProviderResult<DataKey> {
+    let invalid = |detail: &str| ProviderError::new(ProviderReason::InvalidCiphertext, detail);
+    let (head, message) = ciphertext
+        .split_first_chunk::<WRAP_HEAD_BYTES>()
+        .filter(|(head, _)| head[0] == WRAP_FORMAT)
+        .ok_or_else(|| invalid("these bytes are no wrapped key"))?;
+    if head[1..17] != key.id.0 {
+        return Err(invalid("it was wrapped under another master key"));
     }
+    let version = u32::from_le_bytes(std::array::from_fn(|index| head[17 + index]));
+    let secret = key.version(version).ok_or_else(|| invalid("it names a version that the master key never had"))?;
+    let bound = [&head[..], &context.canonical()].concat();
+    let opened = open_once(secret, WRAP_PURPOSE, &bound, message)
+        .map_err(|_| invalid("it was wrapped with another context, or changed"))?;
+    DataKey::try_from_slice(&opened)
 }
 
-fn check_new_alias(keyring: &Keyring, alias: &str) -> Result<()> {
-    check_alias(alias)?;
-    let refuse = |detail: &str| Err(Error::InvalidArgument { what: "alias", detail: format!("{alias:?} {detail}") });
-    if alias == MANAGED_ALIAS || alias == OWNED_ALIAS {
-        return refuse("is reserved for the engine");
-    }
-    if keyring.find(alias).is_some() {
-        return refuse("stands for another key already");
-    }
-    Ok(())
+fn arn(keyring: &Keyring, index: usize) -> String {
+    keyring.arn(keyring.keys[index].id)
 }
 
-fn description(keyring: &Keyring, key: &MasterKeyRecord) -> KeyDescription {
-    let mut description = KeyDescription::new(keyring.arn(key.id), key.id.to_string(), key.state);
-    description.aliases.clone_from(&key.aliases);
-    description.description.clone_from(&key.description);
-    description.created_ms = Some(key.created_ms);
-    description.deletion_ms = key.deletion_ms;
-    description
-}
-
-fn described(keyring: &Keyring, id: KeyId) -> Result<KeyDescription> {
-    let index = find(keyring, &id.to_string()).map_err(|error| unavailable(&id.to_string(), error))?;
-    Ok(description(keyring, &keyring.keys[index]))
+fn granted(keyring: &Keyring, key: &MasterKeyRecord, grant: &GrantRecord) -> Grant {
+    Grant::new(grant.id.to_string(), grant.id.to_string(), keyring.arn(key.id))
 }
 
 fn unavailable(key: &str, source: ProviderError) -> Error {
@@ -514,6 +571,8 @@ fn refusal(error: Error) -> ProviderError {
     let reason = match &error {
         Error::WrongPassphrase { .. } => ProviderReason::BadCredentials,
         Error::MasterKeyUnavailable { source, .. } => return source.clone(),
+        Error::InvalidArgument { .. } => ProviderReason::InvalidRequest,
+        Error::LimitExceeded { .. } => ProviderReason::LimitExceeded,
         _ => ProviderReason::Unreachable,
     };
     ProviderError::new(reason, error.to_string())

@@ -174,13 +174,21 @@ fn bad_names_and_the_engines_keys_are_refused() {
 }
 
 #[test]
-fn a_named_principal_is_refused_rather_than_taken_for_the_owner() {
+fn a_named_principal_to_whom_nothing_was_allowed_is_denied_rather_than_taken_for_the_owner() {
     let kms = LocalKms::in_memory(Simulation::new(1).environment()).unwrap();
-    assert!(!kms.describe().tells_principals_apart);
+    assert!(kms.describe().tells_principals_apart);
     let arn = kms.create_key(None, "").unwrap().arn;
     let ada = Principal::Named("ada".to_owned());
-    let request = GenerateDataKeyRequest::new(arn, context("t"), ada);
-    assert_eq!(reason(kms.generate_data_key(&request)), ProviderReason::PrincipalUnsupported);
+    let request = GenerateDataKeyRequest::new(arn, context("t"), ada.clone());
+    assert_eq!(reason(kms.generate_data_key(&request)), ProviderReason::Denied);
+
+    // The managed key is everybody's, the owned key nobody's but the engine's and its owner's, who makes it first or not.
+    for _ in 0..2 {
+        assert_eq!(reason(kms.owned_key(&EngineKeyRequest::new(ada.clone()))), ProviderReason::Denied);
+        kms.owned_key(&EngineKeyRequest::new(Principal::Owner)).unwrap();
+    }
+    let managed = kms.managed_key(&EngineKeyRequest::new(ada.clone())).unwrap();
+    kms.generate_data_key(&GenerateDataKeyRequest::new(managed.arn, context("t"), ada)).unwrap();
 }
 
 #[test]
@@ -423,36 +431,104 @@ impl crate::io::Entropy for Counting {
     }
 }
 
+/// A keyring with something of everything that the contents can hold.
+fn keyring_with_everything(environment: Environment) -> LocalKms {
+    let unlock = Unlock::passphrase("correct horse");
+    let kms = LocalKms::create_with(environment, Path::new(RING), unlock, Stretching::LEAST).unwrap();
+    kms.create_key(Some("alias/golden"), "the first").unwrap();
+    kms.rotate("alias/golden").unwrap();
+    kms.set_rotation_period("alias/golden", Some(90)).unwrap();
+    kms.owned_key(&EngineKeyRequest::new(Principal::Service)).unwrap();
+    kms.managed_key(&EngineKeyRequest::new(Principal::Service)).unwrap();
+    kms.create_key_without_material(Some("alias/imported"), "").unwrap();
+    kms.import_material("alias/imported", Some(1_900_000_000_000), |bytes| bytes.fill(9)).unwrap();
+    kms.create_key_without_material(Some("alias/empty"), "").unwrap();
+    kms.create_key(Some("alias/going"), "").unwrap();
+    kms.schedule_deletion("alias/going", 7).unwrap();
+    kms.create_key(Some("alias/disabled"), "").unwrap();
+    kms.disable("alias/disabled").unwrap();
+
+    let ada = || Principal::Named("ada".to_owned());
+    let policy = KeyPolicy::new([
+        PolicyStatement::allow([Principal::Owner], KeyOperation::ALL).named("the owner"),
+        PolicyStatement::deny([PolicyPrincipal::Everyone], [KeyOperation::Encrypt])
+            .with(GrantConstraint::Contains(context("u"))),
+        PolicyStatement::allow([Principal::Service, ada()], [KeyOperation::Decrypt])
+            .with(GrantConstraint::Equals(EncryptionContext::new())),
+    ]);
+    // Every key gets it, so that these bytes do not depend on what the default is.
+    for name in ["golden", "imported", "empty", "going", "disabled"] {
+        kms.put_policy(&format!("alias/{name}"), policy.clone()).unwrap();
+    }
+    let operations = vec![GrantOperation::Decrypt, GrantOperation::DescribeKey];
+    let mut grant = CreateGrantRequest::new("alias/golden", ada(), operations, Principal::Owner);
+    kms.create_grant(&grant).unwrap();
+    grant.name = Some("second".to_owned());
+    grant.retiring_principal = Some(Principal::Service);
+    grant.constraint = Some(GrantConstraint::Equals(context("t")));
+    kms.create_grant(&grant).unwrap();
+    kms
+}
+
+fn golden(name: &str, written: Option<&[u8]>) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if let Some(written) = written
+        && std::env::var_os("STRONGROOM_WRITE_GOLDEN").is_some()
+        && !path.exists()
+    {
+        std::fs::write(&path, written).unwrap();
+    }
+    std::fs::read(path).unwrap()
+}
+
 #[test]
-fn keyrings_and_wraps_of_format_1_read_and_write_as_ever() {
+fn keyrings_of_format_2_and_wraps_read_and_write_as_ever() {
     // Or a new version would lock everybody out of all their stores.
     let world = world();
     world.clock.set_wall_ms(1_800_000_000_000);
     let environment = Environment { entropy: Arc::new(Counting::default()), ..world.environment() };
-    let unlock = || Unlock::passphrase("correct horse");
-    let kms = LocalKms::create_with(environment.clone(), Path::new(RING), unlock(), Stretching::LEAST).unwrap();
-    kms.create_key(Some("alias/golden"), "the first").unwrap();
-    kms.owned_key(&EngineKeyRequest::new(Principal::Service)).unwrap();
-    kms.disable("alias/golden").unwrap();
-    kms.enable("alias/golden").unwrap();
+    let kms = keyring_with_everything(environment.clone());
+    let written = world.vfs.read(RING).unwrap();
     let made = generate(&kms, "alias/golden").unwrap();
-
-    let golden = |name: &str, written: &[u8]| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-        if std::env::var_os("STRONGROOM_WRITE_GOLDEN").is_some() && !path.exists() {
-            std::fs::write(&path, written).unwrap();
-        }
-        std::fs::read(path).unwrap()
-    };
-    let ring = golden("keyring-1", &world.vfs.read(RING).unwrap());
-    let wrap = golden("data-key-wrap-1", &made.ciphertext);
-    assert_eq!(world.vfs.read(RING).unwrap(), ring);
+    assert_eq!(written, golden("keyring-2", Some(&written)));
+    let wrap = golden("data-key-wrap-1-rotated", Some(&made.ciphertext));
     assert_eq!(made.ciphertext, wrap);
 
+    world.vfs.plant(RING, &golden("keyring-2", None)).unwrap();
+    let again = LocalKms::open_in(environment, RING, Unlock::passphrase("correct horse")).unwrap();
+    assert_eq!(again.list_keys().unwrap(), kms.list_keys().unwrap());
+    for key in kms.list_keys().unwrap() {
+        assert_eq!(again.policy(&key.arn).unwrap(), kms.policy(&key.arn).unwrap());
+        assert_eq!(again.list_grants(&key.arn).unwrap(), kms.list_grants(&key.arn).unwrap());
+        assert_eq!(again.rotation_status(&key.arn).unwrap(), kms.rotation_status(&key.arn).unwrap());
+    }
+    let opened = decrypt(&again, &made.key_arn, &wrap, context("t")).unwrap();
+    assert_eq!(opened.expose(), made.plaintext.expose());
+}
+
+#[test]
+fn keyrings_and_wraps_of_format_1_still_open_and_become_format_2_with_the_next_change() {
+    // Or a new version would lock everybody out of all their stores.
+    let world = world();
+    world.clock.set_wall_ms(1_800_000_000_000);
+    let ring = golden("keyring-1", None);
     world.vfs.plant(RING, &ring).unwrap();
-    let kms = LocalKms::open_in(environment, RING, unlock()).unwrap();
+    let open = || LocalKms::open_in(world.environment(), RING, Unlock::passphrase("correct horse")).unwrap();
+    let kms = open();
     let key = kms.key("alias/golden").unwrap();
     assert_eq!((key.state, key.created_ms), (KeyState::Enabled, Some(1_800_000_000_000)));
+    let wrap = golden("data-key-wrap-1", None);
     let opened = decrypt(&kms, &key.arn, &wrap, context("t")).unwrap();
-    assert_eq!(opened.expose(), made.plaintext.expose());
+
+    // Only looking leaves the file as it is. These keys were made before there were grants: the engine may use them without.
+    assert_eq!(world.vfs.read(RING).unwrap(), ring);
+    let request = DecryptRequest::new(key.arn.clone(), wrap.clone(), context("t"), Principal::Service);
+    kms.decrypt(&request).unwrap();
+
+    kms.rotate("alias/golden").unwrap();
+    assert_eq!(world.vfs.read(RING).unwrap()[8], 2);
+    let again = open();
+    assert_eq!(decrypt(&again, &key.arn, &wrap, context("t")).unwrap().expose(), opened.expose());
+    again.decrypt(&request).unwrap();
+    assert_eq!(again.rotation_status(&key.arn).unwrap().current_version, 2);
 }
