@@ -3,6 +3,7 @@
 //! ```text
 //! provider.rs   the contract with whatever holds the master keys
 //! local/        the embedded provider: a keyring of its own
+//! pkcs11/       a provider on an HSM or smart card (feature `pkcs11`)
 //! faulty.rs     a provider that fails on a plan, for tests
 //! lease.rs      a table's keys in memory, and who may use them until when
 //! system.rs     the system key of an open store, which a rotation replaces
@@ -18,6 +19,8 @@
 pub mod faulty;
 mod lease;
 mod local;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
 mod provider;
 mod system;
 mod time;
@@ -38,6 +41,8 @@ pub use self::local::{
     GrantDescription, KeyOperation, KeyPolicy, LocalKms, PolicyEffect, PolicyPrincipal, PolicyStatement,
     RotationStatus, Unlock,
 };
+#[cfg(feature = "pkcs11")]
+pub use self::pkcs11::{Pin, Pkcs11Provider};
 pub use self::provider::*;
 pub(crate) use self::system::SystemKeys;
 use self::time::StoreTime;
