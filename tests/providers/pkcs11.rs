@@ -129,7 +129,7 @@ fn a_token_answers_as_every_provider_does() {
     let made = AtomicUsize::new(0);
     let skipped = expectations::check(&expectations::Provider {
         provider: &provider,
-        new_key: &|| provider.create_key(&format!("key {}", made.fetch_add(1, Ordering::SeqCst))).unwrap().arn,
+        new_key: &|_| provider.create_key(&format!("key {}", made.fetch_add(1, Ordering::SeqCst))).unwrap().arn,
         arrange: &|arn, situation| {
             match situation {
                 Situation::Enabled => {}
