@@ -105,6 +105,22 @@ pub enum Error {
         /// The provider's answer, with its class and scope.
         source: ProviderError,
     },
+    /// There is no session for this principal.
+    #[error("no session for {principal}: {source}")]
+    SessionRefused {
+        /// Who was to have one.
+        principal: String,
+        /// Why not, with its class and scope.
+        source: ProviderError,
+    },
+    /// This principal may not do this, whatever the key provider says.
+    #[error("{principal} may not {action}")]
+    AccessDenied {
+        /// Whose session it is.
+        principal: String,
+        /// What was tried.
+        action: &'static str,
+    },
     /// A size or a counter is beyond what the engine supports.
     #[error("{what} is {actual}, the limit is {limit}")]
     LimitExceeded {
@@ -199,6 +215,8 @@ pub enum ErrorKind {
     UnknownVersion,
     /// The provider did not give the key.
     KeyUnavailable,
+    /// This principal may not.
+    AccessDenied,
     /// Too large, or a counter ran out.
     LimitExceeded,
     /// An earlier write failed.
@@ -228,6 +246,7 @@ impl Error {
             Error::Locked { .. } => ErrorKind::Locked,
             Error::UnknownVersion { .. } => ErrorKind::UnknownVersion,
             Error::KeyUnavailable { .. } | Error::MasterKeyUnavailable { .. } => ErrorKind::KeyUnavailable,
+            Error::SessionRefused { .. } | Error::AccessDenied { .. } => ErrorKind::AccessDenied,
             Error::LimitExceeded { .. } => ErrorKind::LimitExceeded,
             Error::Poisoned { .. } => ErrorKind::Poisoned,
             Error::Io { .. } => ErrorKind::Io,
@@ -258,6 +277,7 @@ impl Error {
             ErrorKind::KeyUnavailable => {
                 "see the provider's reason; the data is safe and the table answers again once its key does"
             }
+            ErrorKind::AccessDenied => "use a session that may; nothing was changed, and the provider was not asked",
             ErrorKind::LimitExceeded => "split what you write; nothing was written",
             ErrorKind::Poisoned => "find out why the write failed, then close and reopen the store",
             ErrorKind::Io => {

@@ -42,6 +42,23 @@ pub enum Event {
         /// Why.
         why: PermitEnd,
     },
+    /// The provider does not answer, and this permission is used beyond its end meanwhile
+    /// ([`StoreOptions::serve_stale`](crate::StoreOptions::serve_stale)).
+    StaleBegan {
+        /// The table.
+        table: TableId,
+        /// Whose permission.
+        principal: String,
+        /// How long after its end it may be used, in milliseconds.
+        limit_ms: u64,
+    },
+    /// A permission is no longer used beyond its end: the provider answered, or the limit was reached.
+    StaleEnded {
+        /// The table.
+        table: TableId,
+        /// Whose permission.
+        principal: String,
+    },
     /// Nobody may use the table at present: its key and its decrypted blocks have left memory.
     TablePurged {
         /// The table.

@@ -67,11 +67,11 @@ mod version;
 mod wal;
 
 pub use db::{
-    Anchor, Batch, Builder, Cursor, EntryRef, EpochAnchor, Keys, Range, RecoveryReport, Snapshot, SseDescription,
-    SseStatus, SseType, Store, Table, TableDescription, TableStatus,
+    AccessKeys, AccessRequest, Action, Anchor, Authorizer, Batch, Builder, Cursor, EntryRef, EpochAnchor, Keys, Range,
+    RecoveryReport, Snapshot, SseDescription, SseStatus, SseType, Store, Table, TableDescription, TableStatus,
 };
 pub use error::{Error, ErrorKind, Result};
-pub use keys::{KeyProvider, LocalKms, Unlock};
+pub use keys::{KeyProvider, LocalKms, Principal, Unlock};
 pub use options::{Cipher, Compression, Durability, MasterKey, StoreOptions, TableOptions};
 pub use value::Value;
 

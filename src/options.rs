@@ -179,6 +179,10 @@ pub struct StoreOptions {
     /// How long a permission to use a table's key lasts from when it was asked for. Default 5 minutes, which is also the most; a
     /// provider may shorten it.
     pub permit: Duration,
+    /// How long after its end a permission may still be used while the provider cannot be reached, throttles or is too slow, as long as the
+    /// table's keys are in memory. Any refusal ends that at once. Default 0: not at all; at most 12 hours. What it costs: a key that was revoked
+    /// at a provider whom nobody reaches serves so much longer.
+    pub serve_stale: Duration,
 }
 
 impl Default for StoreOptions {
@@ -198,6 +202,7 @@ impl Default for StoreOptions {
             compaction_threads: 1,
             open_tables_max: 512,
             permit: Duration::from_secs(300),
+            serve_stale: Duration::ZERO,
         }
     }
 }
@@ -222,7 +227,8 @@ impl StoreOptions {
         )?;
         in_range("compaction_threads", self.compaction_threads as u64, 1, 256)?;
         in_range("open_tables_max", self.open_tables_max as u64, 8, 1 << 20)?;
-        in_range("permit, in ms", self.permit.as_millis() as u64, 1, 300_000)
+        in_range("permit, in ms", self.permit.as_millis() as u64, 1, 300_000)?;
+        in_range("serve_stale, in s", self.serve_stale.as_secs(), 0, 12 * 3600)
     }
 }
 

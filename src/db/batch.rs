@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::Handle;
-use super::catalog::TableState;
+use super::catalog::{Seat, TableState};
+use super::session::{AccessKeys, Action, Handle};
 use super::table::Table;
 use crate::crypto::Wiped;
 use crate::error::{Error, Result};
@@ -83,12 +83,13 @@ impl Batch {
     fn push(&mut self, table: &Table, kind: Kind, key: &[u8], value: &[u8]) -> &mut Batch {
         if self.refused.is_none() {
             let checked = self.engine.check_own(table).and_then(|()| check_write(key, value)).and_then(|()| {
+                self.engine.authorise(table.state(), Action::Write, AccessKeys::One(key))?;
                 let bytes = self.writes.bytes.len() + key.len() + value.len();
                 limit("bytes of keys and values in a batch", bytes, BATCH_BYTES_MAX)?;
                 limit("writes in a batch", self.writes.len() + 1, BATCH_WRITES_MAX)
             });
             match checked {
-                Ok(()) => self.writes.push(table.state(), kind, key, value),
+                Ok(()) => self.writes.push(table.seat(), kind, key, value),
                 Err(error) => self.refused = Some(error),
             }
         }
@@ -130,8 +131,8 @@ pub(crate) struct Write<'a> {
 pub(crate) trait WriteSet {
     /// Every write, in order.
     fn for_each<'a>(&'a self, visit: &mut dyn FnMut(Write<'a>));
-    /// The tables written to, each once.
-    fn tables(&self) -> &[Arc<TableState>];
+    /// The tables written to, each once, with the writer's permits.
+    fn tables(&self) -> &[Seat];
     /// Number of writes.
     fn len(&self) -> usize;
     /// Bytes of keys and values.
@@ -142,25 +143,25 @@ pub(crate) trait WriteSet {
 
 /// A single write, borrowed from the caller.
 pub(crate) struct Single<'a> {
-    table: &'a Arc<TableState>,
+    seat: &'a Seat,
     kind: Kind,
     key: &'a [u8],
     value: &'a [u8],
 }
 
 impl<'a> Single<'a> {
-    pub(crate) fn new(table: &'a Arc<TableState>, kind: Kind, key: &'a [u8], value: &'a [u8]) -> Single<'a> {
-        Single { table, kind, key, value }
+    pub(crate) fn new(seat: &'a Seat, kind: Kind, key: &'a [u8], value: &'a [u8]) -> Single<'a> {
+        Single { seat, kind, key, value }
     }
 }
 
 impl WriteSet for Single<'_> {
     fn for_each<'b>(&'b self, visit: &mut dyn FnMut(Write<'b>)) {
-        visit(Write { table: self.table, kind: self.kind, key: self.key, value: self.value });
+        visit(Write { table: &self.seat.table, kind: self.kind, key: self.key, value: self.value });
     }
 
-    fn tables(&self) -> &[Arc<TableState>] {
-        std::slice::from_ref(self.table)
+    fn tables(&self) -> &[Seat] {
+        std::slice::from_ref(self.seat)
     }
 
     fn len(&self) -> usize {
@@ -173,7 +174,7 @@ impl WriteSet for Single<'_> {
 
     fn to_owned(&self) -> Writes {
         let mut writes = Writes::default();
-        self.for_each(&mut |write| writes.push(write.table, write.kind, write.key, write.value));
+        writes.push(self.seat, self.kind, self.key, self.value);
         writes
     }
 }
@@ -181,7 +182,7 @@ impl WriteSet for Single<'_> {
 /// Writes that own their bytes, which are wiped when they are dropped.
 #[derive(Default)]
 pub(crate) struct Writes {
-    tables: Vec<Arc<TableState>>,
+    tables: Vec<Seat>,
     ops: Vec<Op>,
     bytes: Wiped,
 }
@@ -196,12 +197,12 @@ struct Op {
 }
 
 impl Writes {
-    fn push(&mut self, table: &Arc<TableState>, kind: Kind, key: &[u8], value: &[u8]) {
+    fn push(&mut self, seat: &Seat, kind: Kind, key: &[u8], value: &[u8]) {
         // Batches mostly go on with the table that they wrote last.
-        let index = match self.tables.iter().rposition(|known| Arc::ptr_eq(known, table)) {
+        let index = match self.tables.iter().rposition(|known| Arc::ptr_eq(&known.table, &seat.table)) {
             Some(index) => index,
             None => {
-                self.tables.push(table.clone());
+                self.tables.push(seat.clone());
                 self.tables.len() - 1
             }
         };
@@ -222,12 +223,12 @@ impl WriteSet for Writes {
     fn for_each<'a>(&'a self, visit: &mut dyn FnMut(Write<'a>)) {
         for op in &self.ops {
             let (key, rest) = self.bytes[op.start..].split_at(op.key_bytes as usize);
-            let table = &self.tables[op.table as usize];
+            let table = &self.tables[op.table as usize].table;
             visit(Write { table, kind: op.kind, key, value: &rest[..op.value_bytes as usize] });
         }
     }
 
-    fn tables(&self) -> &[Arc<TableState>] {
+    fn tables(&self) -> &[Seat] {
         &self.tables
     }
 
@@ -241,7 +242,10 @@ impl WriteSet for Writes {
 
     fn to_owned(&self) -> Writes {
         let mut writes = Writes::default();
-        self.for_each(&mut |write| writes.push(write.table, write.kind, write.key, write.value));
+        for op in &self.ops {
+            let (key, rest) = self.bytes[op.start..].split_at(op.key_bytes as usize);
+            writes.push(&self.tables[op.table as usize], op.kind, key, &rest[..op.value_bytes as usize]);
+        }
         writes
     }
 }

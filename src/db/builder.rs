@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Store;
 use super::anchor::EpochAnchor;
 use super::open::Opening;
+use super::session::Authorizer;
 use crate::crypto::Suite;
 use crate::error::{Error, Result};
 use crate::event::EventSink;
@@ -25,6 +26,7 @@ pub struct Builder {
     pub(super) min_epoch: Epoch,
     pub(super) anchor: Option<Arc<dyn EpochAnchor>>,
     pub(super) events: Option<Arc<dyn EventSink>>,
+    pub(super) authorizer: Option<Arc<dyn Authorizer>>,
     #[cfg(strongroom_plaintext_baseline)]
     plaintext: bool,
 }
@@ -57,6 +59,7 @@ impl Builder {
             min_epoch: Epoch(0),
             anchor: None,
             events: None,
+            authorizer: None,
             #[cfg(strongroom_plaintext_baseline)]
             plaintext: false,
         }
@@ -106,6 +109,13 @@ impl Builder {
     /// Who hears what happens in the store.
     pub fn events(mut self, events: Arc<dyn EventSink>) -> Builder {
         self.events = Some(events);
+        self
+    }
+
+    /// Who decides what named principals may do with which keys, before the key provider is asked. Default: nobody, so that the provider
+    /// alone decides, about whole tables.
+    pub fn authorizer(mut self, authorizer: Arc<dyn Authorizer>) -> Builder {
+        self.authorizer = Some(authorizer);
         self
     }
 

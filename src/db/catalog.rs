@@ -25,7 +25,8 @@ use parking_lot::{Mutex, RwLock};
 use crate::compaction::plan::Busy;
 use crate::error::{Error, Result};
 use crate::format::manifest::TableRecord;
-use crate::keys::{KeySet, TableLease};
+use crate::io::Tick;
+use crate::keys::{KeySet, Permit, TableLease};
 use crate::memtable::Memtable;
 use crate::options::Compression;
 use crate::sstable::TableSettings;
@@ -105,6 +106,13 @@ pub(crate) struct TableState {
     dropped: AtomicBool,
 }
 
+/// A table, and one principal's permit for it: what handles are made of.
+#[derive(Clone)]
+pub(crate) struct Seat {
+    pub table: Arc<TableState>,
+    pub permit: Arc<Permit>,
+}
+
 /// What must not change while a view is replaced.
 #[derive(Default)]
 pub(crate) struct Structure {
@@ -158,6 +166,11 @@ impl TableState {
     pub(crate) fn mark_dropped(&self) {
         self.dropped.store(true, Ordering::Release);
         self.lease.close();
+    }
+
+    /// Whether nobody may use the table any more: its last permit has ended, or its keys have gone already.
+    pub(crate) fn has_ended(&self, now: Tick) -> bool {
+        self.lease.ending(now).is_some() || self.lease.material().is_none()
     }
 
     /// Publish another view; the caller holds [`TableState::structure`].

@@ -27,6 +27,7 @@ impl Engine {
             // A task that panicked has nothing in the files that the log does not have.
             let _ = task.join();
         }
+        self.agenda.join();
         // No permit lasts from now on, so that every call finds out that the store is closed.
         self.tick.store(Tick(u64::MAX));
         let creating = self.creating.lock();

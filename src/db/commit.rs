@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 
 use super::Engine;
 use super::batch::{Write, WriteSet, Writes};
-use super::catalog::{TableState, View};
+use super::catalog::{Seat, TableState, View};
 use crate::error::{Error, Result};
 use crate::format::log::{ENVELOPE_SECTIONS_MAX, LogPoint};
 use crate::options::Durability;
@@ -70,8 +70,8 @@ impl Engine {
         loop {
             // Room first and permits second: a permit may end during the wait.
             self.throttle(writes)?;
-            for table in writes.tables() {
-                self.with_view(table, |_| Ok(()))?;
+            for seat in writes.tables() {
+                self.with_view(seat, |_| Ok(()))?;
             }
             match self.enter(writes) {
                 Outcome::Done(point) => {
@@ -258,7 +258,7 @@ impl Section<'_> {
 /// Sort the writes of one set into sections, or say why none of them can be.
 fn gather<'a>(set: &'a dyn WriteSet, sections: &mut Vec<Section<'a>>) -> Result<(), Outcome> {
     // Looked at for all tables first, since a batch is taken whole or not at all.
-    for table in set.tables() {
+    for Seat { table, .. } in set.tables() {
         if table.is_dropped() {
             return Err(Outcome::Failed(Error::TableDropped { table: table.id }));
         }

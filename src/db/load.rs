@@ -10,71 +10,75 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
-use super::catalog::{Memory, TableState, View};
+use super::catalog::{Memory, Seat, TableState, View};
 use crate::error::{Error, Result};
-use crate::io::{Signal, Step, Task, Tick};
-use crate::keys::{KeySet, Seat};
+use crate::io::Tick;
+use crate::keys::{KeySet, Permit, Principal};
 use crate::types::{Seq, Trailer};
 use crate::version::{Change, Version};
 use crate::wal;
 
-/// How often permits are looked at.
-const WARDEN_PERIOD: std::time::Duration = std::time::Duration::from_millis(250);
-
 impl Engine {
-    /// Read `table` under the opener's permit. Two loads if there is one and the table is in use.
-    pub(super) fn with_view<T>(&self, table: &Arc<TableState>, read: impl FnOnce(&View) -> Result<T>) -> Result<T> {
+    /// Read a table under a principal's permit. Two loads if there is one and the table is in use.
+    #[inline]
+    pub(super) fn with_view<T>(&self, seat: &Seat, read: impl FnOnce(&View) -> Result<T>) -> Result<T> {
         let now = self.tick.load().ok_or(Error::Forked)?;
-        if table.lease.check(Seat::Owner, now)
-            && let Some(view) = &*table.view.load()
+        if seat.permit.check(now)
+            && let Some(view) = &*seat.table.view.load()
         {
             return read(view);
         }
-        read(&*self.admit_anew(table)?)
+        read(&*self.admit_anew(seat)?)
     }
 
-    /// The present view of `table`, for as long as the caller wants it.
-    pub(super) fn admit(&self, table: &Arc<TableState>) -> Result<Arc<View>> {
+    /// The present view of a table, for as long as the caller wants it.
+    pub(super) fn admit(&self, seat: &Seat) -> Result<Arc<View>> {
         let now = self.tick.load().ok_or(Error::Forked)?;
-        if table.lease.check(Seat::Owner, now)
-            && let Some(view) = table.view.load_owned()
+        if seat.permit.check(now)
+            && let Some(view) = seat.table.view.load_owned()
         {
             return Ok(view);
         }
-        self.admit_anew(table)
+        self.admit_anew(seat)
     }
 
-    /// That the opener may use `table` now, for who holds a view already.
-    pub(super) fn check_permit(&self, table: &Arc<TableState>) -> Result<()> {
+    /// That the principal may use the table now, for who holds a view already.
+    #[inline]
+    pub(super) fn check_permit(&self, seat: &Seat) -> Result<()> {
         let now = self.tick.load().ok_or(Error::Forked)?;
-        if table.lease.check(Seat::Owner, now) {
+        if seat.permit.check(now) {
             return Ok(());
         }
-        self.acquire(table, Seat::Owner).map(drop)
+        self.acquire(&seat.table, &seat.permit).map(drop)
     }
 
     #[cold]
-    fn admit_anew(&self, table: &Arc<TableState>) -> Result<Arc<View>> {
+    fn admit_anew(&self, seat: &Seat) -> Result<Arc<View>> {
         loop {
-            let keys = self.acquire(table, Seat::Owner)?;
-            if let Some(view) = table.view.load_owned() {
+            let keys = self.acquire(&seat.table, &seat.permit)?;
+            if let Some(view) = seat.table.view.load_owned() {
                 return Ok(view);
             }
-            self.load(table, keys)?;
+            self.load(&seat.table, keys)?;
         }
     }
 
     /// The keys of `table`, for a principal who has or gets a permit. Asks the provider if need be.
-    pub(super) fn acquire(&self, table: &Arc<TableState>, seat: Seat) -> Result<Arc<KeySet>> {
+    pub(super) fn acquire(&self, table: &Arc<TableState>, permit: &Arc<Permit>) -> Result<Arc<KeySet>> {
         self.check_open()?;
         self.check_not_dropped(table)?;
-        let keys = self.keys.acquire(&table.lease, seat, &|| self.read_key_file(table.slot, table.id));
+        let keys = self.keys.acquire(&table.lease, permit, &|| self.read_key_file(table.slot, table.id));
         if keys.is_err() {
             // The lease of a closed store is closed too, and cannot know why.
             self.check_open()?;
         }
-        self.background.in_use.lock().insert(table.slot, table.clone());
+        self.look_after(table, permit);
         keys
+    }
+
+    /// As [`acquire`](Engine::acquire), for the engine's own work: a user's revocation does not stop it.
+    pub(super) fn acquire_for_service(&self, table: &Arc<TableState>) -> Result<Arc<KeySet>> {
+        self.acquire(table, &table.lease.permit(&Principal::Service))
     }
 
     /// Bring a table into use, or wait until whoever is at it has done so.
@@ -169,7 +173,7 @@ impl Engine {
 
     /// While the log is over its limit, bring the tables into use whose unreplayed part of it begins in the oldest segment that is
     /// needed, so that they can be flushed.
-    fn load_for_log(&self) {
+    pub(super) fn load_for_log(&self) {
         if self.poison.get().is_some() {
             return;
         }
@@ -180,37 +184,15 @@ impl Engine {
         let owners: Vec<_> = self.catalog.all().into_iter().filter(|table| begins(&table)).collect();
         for table in owners {
             // One whose key is not to be had keeps its segment.
-            if let Ok(keys) = self.acquire(&table, Seat::Service) {
+            if let Ok(keys) = self.acquire_for_service(&table) {
                 let _ = self.load(&table, keys);
-            }
-        }
-    }
-
-    /// Renew the permits that are due, and put tables away whose last permit has ended.
-    fn look_after_permits(&self) {
-        let now = self.keys.advance();
-        let in_use: Vec<_> = self.background.in_use.lock().values().cloned().collect();
-        for table in in_use {
-            if table.is_dropped() {
-                self.background.in_use.lock().remove(&table.slot);
-                continue;
-            }
-            for seat in Seat::ALL {
-                table.lease.note_use(seat, now);
-                if table.lease.refresh_due(seat, now) {
-                    // What came of it is told as an event; the permit itself says what it means.
-                    let _ = self.keys.refresh(&table.lease, seat, &|| self.read_key_file(table.slot, table.id));
-                }
-            }
-            if has_ended(&table, now) {
-                self.put_away(&table, now);
             }
         }
     }
 
     /// Let go of a table that nobody may use any more: first what it has in memory goes to sorted tables, then, in a later
     /// round, its keys, blocks and readers go.
-    fn put_away(&self, table: &Arc<TableState>, now: Tick) {
+    pub(super) fn put_away(&self, table: &Arc<TableState>, now: Tick) {
         let mut writer = self.writer.lock();
         let Some(view) = table.view.load_owned() else {
             drop(writer);
@@ -225,7 +207,7 @@ impl Engine {
         }
         let structure = table.structure.lock();
         let busy = !structure.busy.is_idle() || table.loading.load(Ordering::Acquire);
-        if busy || !view.frozen.is_empty() || !has_ended(table, now) {
+        if busy || !view.frozen.is_empty() || !table.has_ended(now) {
             return;
         }
         table.publish(None);
@@ -263,35 +245,5 @@ impl Engine {
             self.discharge(table, &view.active);
             view.version.all_files().for_each(|(_, file)| self.readers.close(file));
         }
-    }
-}
-
-/// Whether nobody may use the table any more: its last permit has ended, or its keys have gone already.
-fn has_ended(table: &TableState, now: Tick) -> bool {
-    table.lease.ending(now).is_some() || table.lease.material().is_none()
-}
-
-/// Looks after permits. A task of its own, because it asks providers, which may take their time.
-pub(super) struct Warden {
-    engine: Arc<Engine>,
-}
-
-impl Warden {
-    pub(super) fn new(engine: Arc<Engine>) -> Warden {
-        Warden { engine }
-    }
-}
-
-impl Task for Warden {
-    fn step(&mut self) -> Step {
-        if self.engine.background.stopping() {
-            return Step::Done;
-        }
-        let signal: Arc<Signal> = self.engine.background.quit.clone();
-        let seen = signal.count();
-        self.engine.look_after_permits();
-        self.engine.load_for_log();
-        let deadline = self.engine.env.clock.tick().after(WARDEN_PERIOD);
-        Step::Wait { signal, seen, clock: self.engine.env.clock.clone(), deadline: Some(deadline) }
     }
 }

@@ -1,11 +1,12 @@
 //! The store: the face of the engine, and what holds its parts together.
 //!
 //! ```text
-//! Store, Table, Batch, Snapshot, Cursor, Range     what callers hold; each keeps the store open
-//!       │ Handle                                   the last one to go closes the store
+//! Store, Table, Batch, Snapshot, Cursor, Range     what callers hold; each acts for one principal
+//!       │ Handle (session)                         keeps the store open; the last one to go closes it
 //! Engine ─┬─ commit       batches, group commit, durability
 //!         ├─ catalog      tables, and what of each is in memory
 //!         ├─ load         a table's first use: keys, bounds, replay; and how it is put away
+//!         ├─ warden       permits: renewed in time, their end noticed
 //!         ├─ readers      open sorted tables
 //!         ├─ scan         point reads, cursors, iterators
 //!         ├─ maintenance  flush, compaction, permits, log segments, backpressure
@@ -31,12 +32,13 @@ mod maintenance;
 mod open;
 mod readers;
 mod scan;
+mod session;
 mod snapshot;
 mod table;
 mod tables;
+mod warden;
 
 use std::fmt;
-use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -48,6 +50,7 @@ pub use self::batch::Batch;
 pub use self::builder::{Builder, RecoveryReport};
 pub use self::describe::{SseDescription, SseStatus, SseType, TableDescription, TableStatus};
 pub use self::scan::{Cursor, EntryRef, Keys, Range};
+pub use self::session::{AccessKeys, AccessRequest, Action, Authorizer};
 pub use self::snapshot::Snapshot;
 pub use self::table::Table;
 
@@ -55,14 +58,16 @@ use self::catalog::Catalog;
 use self::commit::Queue;
 use self::maintenance::Background;
 use self::readers::Readers;
+use self::session::Handle;
 use self::snapshot::Moments;
+use self::warden::Agenda;
 use crate::crypto::Suite;
 use crate::error::{Error, Result};
 use crate::event::EventSink;
 use crate::io::directory::Directory;
 use crate::io::os::TickCell;
 use crate::io::{Environment, Join, Lock, Signal};
-use crate::keys::{KeyBroker, SystemKeys};
+use crate::keys::{KeyBroker, Principal, SystemKeys};
 use crate::options::{StoreOptions, TableOptions};
 use crate::sync::VisibleSeq;
 use crate::types::{Epoch, FileNumber, StoreId};
@@ -100,26 +105,6 @@ pub struct Store {
     handle: Arc<Handle>,
 }
 
-/// Keeps the store open; the last one closes it.
-pub(crate) struct Handle {
-    engine: Arc<Engine>,
-}
-
-impl Deref for Handle {
-    type Target = Engine;
-
-    fn deref(&self) -> &Engine {
-        &self.engine
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // Nobody is left to tell: an error here means that the next open recovers, which loses nothing.
-        let _ = self.engine.close();
-    }
-}
-
 /// Everything that is shared by the handles and the background tasks of an open store.
 pub(crate) struct Engine {
     dir: Arc<Directory>,
@@ -143,6 +128,8 @@ pub(crate) struct Engine {
     moments: Arc<Moments>,
     readers: Arc<Readers>,
     background: Background,
+    agenda: Agenda,
+    authorizer: Option<Arc<dyn Authorizer>>,
     /// Raised when a loader is done, whatever came of it.
     loaded: Signal,
     next_file: AtomicU64,
@@ -181,11 +168,42 @@ impl Store {
         &self.handle
     }
 
+    /// The same open store for somebody else: whatever is made from the result acts for `principal`, under permits of its own.
+    ///
+    /// A permit is had by that principal's own unwrap of a table's key, so what one session has read is no way in for another. Named principals
+    /// read, write, create tables and sync; all else is the owner's ([`Error::AccessDenied`]). Only the owner makes sessions for others.
+    /// Sessions are cheap; one per person or task is what they are for. A new table is recorded as made by its creator ([`TableDescription::creator`]).
+    ///
+    /// # Errors
+    /// [`Error::SessionRefused`] if the provider does not tell principals apart; [`Error::InvalidArgument`] for
+    /// [`Principal::Service`], which is nobody's; [`Error::AccessDenied`] in a session that is not the owner's.
+    ///
+    /// # Example
+    /// ```
+    /// # fn show(store: &strongroom::Store) -> strongroom::Result<()> {
+    /// use strongroom::Principal;
+    ///
+    /// let ada = store.session(Principal::Named("ada".into()))?;
+    /// let ratings = ada.table("ratings")?;
+    /// ratings.get("ada#2026")?;           // asks the provider whether ada may, at most once in five minutes
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn session(&self, principal: Principal) -> Result<Store> {
+        Ok(Store { handle: Arc::new(self.handle.session(principal)?) })
+    }
+
+    /// For whom this handle, and everything that is made from it, acts.
+    pub fn principal(&self) -> &Principal {
+        self.handle.principal()
+    }
+
     /// Make a table.
     ///
     /// # Errors
     /// [`Error::TableExists`]; [`Error::InvalidArgument`] or [`Error::LimitExceeded`] for a name or setting that cannot be;
-    /// [`Error::KeyUnavailable`] if the provider does not give a key. In these cases the directory is as it was.
+    /// [`Error::KeyUnavailable`] if the provider does not give a key; [`Error::AccessDenied`] if the [`Authorizer`] does not allow it. In these
+    /// cases the directory is as it was.
     pub fn create_table(&self, name: &str, options: TableOptions) -> Result<Table> {
         let mut made = self.create_tables(&[(name, options)])?;
         made.pop().ok_or(Error::Closed)
@@ -196,7 +214,10 @@ impl Store {
     /// # Errors
     /// As for [`create_table`](Store::create_table).
     pub fn create_tables(&self, tables: &[(&str, TableOptions)]) -> Result<Vec<Table>> {
-        let made = self.engine().create_tables(tables)?;
+        for (name, _) in tables {
+            self.handle.authorise_create(name)?;
+        }
+        let made = self.engine().create_tables(tables, self.handle.principal())?;
         Ok(made.into_iter().map(|state| Table::new(self.handle.clone(), state)).collect())
     }
 
@@ -231,6 +252,7 @@ impl Store {
     /// [`Error::TableNotFound`]; [`Error::Io`] if the manifest or key file cannot be written. A drop that was begun is ended when
     /// the store is next opened.
     pub fn drop_table(&self, name: &str) -> Result<()> {
+        self.handle.check_owner("drop a table")?;
         self.engine().drop_table(name)
     }
 
@@ -257,6 +279,7 @@ impl Store {
     /// # Errors
     /// As for [`Table::flush`].
     pub fn flush(&self) -> Result<()> {
+        self.handle.check_owner("flush")?;
         self.engine().flush_all()
     }
 
@@ -265,6 +288,7 @@ impl Store {
     /// # Errors
     /// As for [`Table::compact`].
     pub fn compact(&self) -> Result<()> {
+        self.handle.check_owner("compact")?;
         self.engine().compact_all()
     }
 
@@ -274,6 +298,7 @@ impl Store {
     /// # Errors
     /// As for [`sync`](Store::sync).
     pub fn quiesce(&self) -> Result<()> {
+        self.handle.check_owner("quiesce the store")?;
         self.engine().quiesce()
     }
 
@@ -304,6 +329,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`] or [`Error::Poisoned`]: the store is closed all the same, and the next open recovers.
     pub fn close(&self) -> Result<()> {
+        self.handle.check_owner("close the store")?;
         self.engine().close()
     }
 }
@@ -344,14 +370,6 @@ impl Engine {
         // Whoever waits for room or for background work must hear of it.
         self.background.wake();
         error
-    }
-
-    /// Fails for a table of another store.
-    fn check_own(&self, table: &Table) -> Result<()> {
-        if std::ptr::eq::<Engine>(&***table.engine(), self) {
-            return Ok(());
-        }
-        Err(Error::InvalidArgument { what: "table", detail: "it belongs to another store".into() })
     }
 
     /// The next file number.

@@ -21,12 +21,13 @@ use super::anchor;
 use super::builder::{Builder, RecoveryReport};
 use super::catalog::{Catalog, TableState};
 use super::commit::Queue;
-use super::load::Warden;
 use super::maintenance::{Background, Compactor, Flusher, Keeper, Ticker};
 use super::readers::Readers;
+use super::session::Handle;
 use super::snapshot::Moments;
 use super::tables::shred_key_file;
-use super::{Engine, Handle, Store};
+use super::warden::{Agenda, Warden};
+use super::{Engine, Store};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventSink};
 use crate::format::keyfile::{KeyFile, KeyState, MasterKind, SystemKeyFile};
@@ -99,6 +100,7 @@ impl Opening {
             self.builder.options.permit,
             Some(self.events.clone()),
         )
+        .serving_stale(self.builder.options.serve_stale)
     }
 
     fn path(&self) -> String {
@@ -447,6 +449,8 @@ impl Opening {
             visible: VisibleSeq::new(state.last_seq),
             moments: Arc::new(Moments::default()),
             background,
+            agenda: Agenda::default(),
+            authorizer: self.builder.authorizer.clone(),
             loaded: Signal::new(),
             creating: Mutex::new(()),
             preparing: Mutex::new(()),
@@ -461,7 +465,7 @@ impl Opening {
             lock: Mutex::new(Some(lock)),
         });
         // From here on dropping the handle closes the engine.
-        let handle = Arc::new(Handle { engine: engine.clone() });
+        let handle = Arc::new(Handle::new(engine.clone()));
         let report = engine.tidy_up(&state, report)?;
         let _ = engine.recovery.set(report);
         engine.spawn_tasks()?;

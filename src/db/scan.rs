@@ -3,9 +3,10 @@
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
-use super::catalog::{TableState, View};
+use super::Engine;
+use super::catalog::{Seat, TableState, View};
+use super::session::Handle;
 use super::snapshot::Pin;
-use super::{Engine, Handle};
 use crate::error::{Error, Result};
 use crate::merge::{KeyRange, MergeCursor, Source, VisibleCursor};
 use crate::sstable::ReadMode;
@@ -34,7 +35,7 @@ use crate::version::LevelCursor;
 /// ```
 pub struct Cursor {
     engine: Arc<Handle>,
-    table: Arc<TableState>,
+    seat: Seat,
     inner: VisibleCursor<MergeCursor>,
     place: Place,
     /// A value that had to be read from a file, for as long as the cursor stands on it.
@@ -56,15 +57,9 @@ enum Place {
 pub type EntryRef<'a> = (&'a [u8], &'a [u8]);
 
 impl Cursor {
-    pub(crate) fn new(
-        engine: Arc<Handle>,
-        table: Arc<TableState>,
-        view: &Arc<View>,
-        pin: Pin,
-        range: KeyRange,
-    ) -> Result<Cursor> {
-        let inner = VisibleCursor::new(sources(&engine, &table, view), pin.seq(), range);
-        Ok(Cursor { engine, table, inner, place: Place::BeforeFirst, value: None, _pin: pin })
+    pub(crate) fn new(engine: Arc<Handle>, seat: Seat, view: &Arc<View>, pin: Pin, range: KeyRange) -> Result<Cursor> {
+        let inner = VisibleCursor::new(sources(&engine, &seat.table, view), pin.seq(), range);
+        Ok(Cursor { engine, seat, inner, place: Place::BeforeFirst, value: None, _pin: pin })
     }
 
     /// Go to the first entry whose key is `key` or greater.
@@ -142,7 +137,7 @@ impl Cursor {
         step: impl FnOnce(&mut VisibleCursor<MergeCursor>) -> Result<()>,
     ) -> Result<()> {
         self.value = None;
-        self.engine.check_permit(&self.table)?;
+        self.engine.check_permit(&self.seat)?;
         // Not "no more entries", which is what an inner cursor that failed would say from now on.
         self.place = Place::Lost;
         step(&mut self.inner)?;
@@ -189,7 +184,7 @@ pub struct Range {
 /// Makes a cursor of one moment, as often as needed.
 struct Maker {
     engine: Arc<Handle>,
-    table: Arc<TableState>,
+    seat: Seat,
     view: Arc<View>,
     pin: Pin,
     range: KeyRange,
@@ -197,21 +192,15 @@ struct Maker {
 
 impl Maker {
     fn cursor(&self) -> Result<Cursor> {
-        Cursor::new(self.engine.clone(), self.table.clone(), &self.view, self.pin.clone(), self.range.clone())
+        Cursor::new(self.engine.clone(), self.seat.clone(), &self.view, self.pin.clone(), self.range.clone())
     }
 }
 
 impl Range {
     /// The entries of `view` in `range`, or an iterator whose only item says why there is no view.
-    pub(crate) fn new(
-        engine: Arc<Handle>,
-        table: Arc<TableState>,
-        view: Result<Arc<View>>,
-        pin: Pin,
-        range: KeyRange,
-    ) -> Range {
+    pub(crate) fn new(engine: Arc<Handle>, seat: Seat, view: Result<Arc<View>>, pin: Pin, range: KeyRange) -> Range {
         let make = match view {
-            Ok(view) => Ok(Maker { engine, table, view, pin, range }),
+            Ok(view) => Ok(Maker { engine, seat, view, pin, range }),
             Err(error) => Err(Some(error)),
         };
         Range { front: None, back: None, make, front_key: None, back_key: None, keys_only: false, done: false }

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Handle;
 use super::batch::check_key;
+use super::catalog::View;
 use super::scan::{Cursor, Range, key_range, lookup, prefix_range};
+use super::session::{AccessKeys, Action, Handle};
 use super::table::Table;
 use crate::compaction::Readers;
 use crate::error::Result;
@@ -107,9 +108,10 @@ impl Snapshot {
     /// As for [`Table::get`].
     pub fn get(&self, table: &Table, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
         self.engine.check_own(table)?;
-        check_key(key.as_ref())?;
         let (key, seq) = (key.as_ref(), self.pin.seq());
-        self.engine.with_view(table.state(), |view| lookup(&self.engine, table.state(), view, key, seq))
+        check_key(key)?;
+        self.engine.authorise(table.state(), Action::Read, AccessKeys::One(key))?;
+        self.engine.with_view(table.seat(), |view| lookup(&self.engine, table.state(), view, key, seq))
     }
 
     /// The entries of `table` with keys in `keys`, from either end. Errors come as items, as for [`Table::range`].
@@ -132,13 +134,18 @@ impl Snapshot {
     /// # Errors
     /// As for [`Table::get`].
     pub fn cursor(&self, table: &Table) -> Result<Cursor> {
-        self.engine.check_own(table)?;
-        let view = self.engine.admit(table.state())?;
-        Cursor::new(self.engine.clone(), table.state().clone(), &view, self.pin.clone(), KeyRange::default())
+        let view = self.admit(table, &KeyRange::default())?;
+        Cursor::new(self.engine.clone(), table.seat().clone(), &view, self.pin.clone(), KeyRange::default())
     }
 
     fn walk(&self, table: &Table, range: KeyRange) -> Range {
-        let view = self.engine.check_own(table).and_then(|()| self.engine.admit(table.state()));
-        Range::new(self.engine.clone(), table.state().clone(), view, self.pin.clone(), range)
+        let view = self.admit(table, &range);
+        Range::new(self.engine.clone(), table.seat().clone(), view, self.pin.clone(), range)
+    }
+
+    fn admit(&self, table: &Table, range: &KeyRange) -> Result<Arc<View>> {
+        self.engine.check_own(table)?;
+        self.engine.authorise_range(table.state(), range)?;
+        self.engine.admit(table.seat())
     }
 }

@@ -4,34 +4,39 @@ use std::fmt;
 use std::ops::RangeBounds;
 use std::sync::Arc;
 
-use super::Handle;
 use super::batch::{Single, check_key, check_write};
-use super::catalog::TableState;
+use super::catalog::{Seat, TableState};
 use super::describe::TableDescription;
 use super::scan::{Cursor, Range, key_range, lookup, prefix_range};
+use super::session::{AccessKeys, Action, Handle};
 use crate::error::Result;
 use crate::merge::KeyRange;
 use crate::options::Durability;
 use crate::types::{Kind, TableId};
 use crate::value::Value;
 
-/// A table of an open store: keys and values in byte order, sealed under a key of their own.
+/// A table of an open store, for one principal: keys and values in byte order, sealed under a key of their own.
 ///
 /// Cheap to clone, and safe to use from many threads. A handle outlives neither the table nor the store: once
 /// either is gone its calls fail with [`Error::TableDropped`](crate::Error::TableDropped) or [`Error::Closed`](crate::Error::Closed).
 #[derive(Clone)]
 pub struct Table {
     engine: Arc<Handle>,
-    state: Arc<TableState>,
+    seat: Seat,
 }
 
 impl Table {
     pub(crate) fn new(engine: Arc<Handle>, state: Arc<TableState>) -> Table {
-        Table { engine, state }
+        let seat = engine.seat(state);
+        Table { engine, seat }
+    }
+
+    pub(crate) fn seat(&self) -> &Seat {
+        &self.seat
     }
 
     pub(crate) fn state(&self) -> &Arc<TableState> {
-        &self.state
+        &self.seat.table
     }
 
     pub(crate) fn engine(&self) -> &Arc<Handle> {
@@ -40,12 +45,12 @@ impl Table {
 
     /// The table's name.
     pub fn name(&self) -> &str {
-        &self.state.name
+        &self.seat.table.name
     }
 
     /// The table's durable identity.
     pub fn id(&self) -> TableId {
-        self.state.id
+        self.seat.table.id
     }
 
     /// Set `key` to `value`, acknowledged once the operating system has it ([`Durability::Buffered`]).
@@ -53,7 +58,8 @@ impl Table {
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key;
     /// [`Error::LimitExceeded`](crate::Error::LimitExceeded) for a key over 65,535 bytes or a value over 512 MiB;
-    /// [`Error::KeyUnavailable`](crate::Error::KeyUnavailable) if the provider does not give the table's key. In these cases nothing was written.
+    /// [`Error::KeyUnavailable`](crate::Error::KeyUnavailable) if the provider does not give the table's key to this principal;
+    /// [`Error::AccessDenied`](crate::Error::AccessDenied) if the [`Authorizer`](crate::Authorizer) does not allow it. In these cases nothing was written.
     /// [`Error::Io`](crate::Error::Io) if writing failed, and [`Error::Poisoned`](crate::Error::Poisoned) from then on.
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.put_with(key, value, Durability::Buffered)
@@ -85,22 +91,25 @@ impl Table {
 
     fn write(&self, kind: Kind, key: &[u8], value: &[u8], durability: Durability) -> Result<()> {
         check_write(key, value)?;
-        self.engine.commit(&Single::new(&self.state, kind, key, value), durability)
+        self.engine.authorise(&self.seat.table, Action::Write, AccessKeys::One(key))?;
+        self.engine.commit(&Single::new(&self.seat, kind, key, value), durability)
     }
 
     /// The value of `key`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) or [`Error::LimitExceeded`](crate::Error::LimitExceeded) for a key that cannot be;
-    /// [`Error::KeyUnavailable`](crate::Error::KeyUnavailable) if the provider does not give the table's key;
+    /// [`Error::KeyUnavailable`](crate::Error::KeyUnavailable) if the provider does not give the table's key to this principal;
+    /// [`Error::AccessDenied`](crate::Error::AccessDenied) if the [`Authorizer`](crate::Authorizer) does not allow it;
     /// [`Error::Tampered`](crate::Error::Tampered), [`Error::BitRot`](crate::Error::BitRot), [`Error::MissingFile`](crate::Error::MissingFile) or
     /// [`Error::Io`](crate::Error::Io) if a block that may hold it cannot be read as it was written.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
         let key = key.as_ref();
         check_key(key)?;
+        self.engine.authorise(&self.seat.table, Action::Read, AccessKeys::One(key))?;
         // The view first and the visible number second: what the number shows is then in the view, or came after the call.
         self.engine
-            .with_view(&self.state, |view| lookup(&self.engine, &self.state, view, key, self.engine.visible.load()))
+            .with_view(&self.seat, |view| lookup(&self.engine, &self.seat.table, view, key, self.engine.visible.load()))
     }
 
     /// Whether `key` has a value.
@@ -147,13 +156,16 @@ impl Table {
     pub fn cursor(&self) -> Result<Cursor> {
         // The moment first: what compaction drops from now on, it cannot see.
         let pin = self.engine.moments.pin(&self.engine.visible);
-        let view = self.engine.admit(&self.state)?;
-        Cursor::new(self.engine.clone(), self.state.clone(), &view, pin, KeyRange::default())
+        self.engine.authorise_range(&self.seat.table, &KeyRange::default())?;
+        let view = self.engine.admit(&self.seat)?;
+        Cursor::new(self.engine.clone(), self.seat.clone(), &view, pin, KeyRange::default())
     }
 
     fn walk(&self, range: KeyRange) -> Range {
         let pin = self.engine.moments.pin(&self.engine.visible);
-        Range::new(self.engine.clone(), self.state.clone(), self.engine.admit(&self.state), pin, range)
+        let allowed = self.engine.authorise_range(&self.seat.table, &range);
+        let view = allowed.and_then(|()| self.engine.admit(&self.seat));
+        Range::new(self.engine.clone(), self.seat.clone(), view, pin, range)
     }
 
     /// Status, key, sizes and counts.
@@ -161,28 +173,30 @@ impl Table {
     /// # Errors
     /// [`Error::TableDropped`](crate::Error::TableDropped), [`Error::Closed`](crate::Error::Closed), or what kept the table's key file from being read.
     pub fn describe(&self) -> Result<TableDescription> {
-        self.engine.describe(&self.state)
+        self.engine.describe(&self.seat.table)
     }
 
-    /// Write what is in memory to sorted tables, and return once it is there.
+    /// Write what is in memory to sorted tables, and return once it is there. The owner's.
     ///
     /// # Errors
-    /// As for [`put`](Table::put).
+    /// As for [`put`](Table::put); [`Error::AccessDenied`](crate::Error::AccessDenied) in another's session.
     pub fn flush(&self) -> Result<()> {
-        self.engine.flush_table(&self.state)
+        self.engine.check_owner("flush a table")?;
+        self.engine.flush_table(&self.seat)
     }
 
-    /// Compact until nothing is left to do for this table.
+    /// Compact until nothing is left to do for this table. The owner's.
     ///
     /// # Errors
-    /// As for [`put`](Table::put).
+    /// As for [`put`](Table::put); [`Error::AccessDenied`](crate::Error::AccessDenied) in another's session.
     pub fn compact(&self) -> Result<()> {
-        self.engine.compact_table(&self.state)
+        self.engine.check_owner("compact a table")?;
+        self.engine.compact_table(&self.seat)
     }
 }
 
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Table").field("id", &self.state.id).finish_non_exhaustive()
+        f.debug_struct("Table").field("id", &self.seat.table.id).finish_non_exhaustive()
     }
 }

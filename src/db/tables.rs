@@ -18,7 +18,7 @@ use crate::format::FileName;
 use crate::format::keyfile::{KeyFile, KeyState};
 use crate::format::manifest::{Edit, KeyPin, TableRecord};
 use crate::io::directory::Directory;
-use crate::keys::{NewKey, Seat, TableLease};
+use crate::keys::{NewKey, Principal, TableLease};
 use crate::options::TableOptions;
 use crate::types::{FileNumber, Generation, Slot, TABLE_NAME_BYTES_MAX, TableId};
 use crate::version::system;
@@ -32,7 +32,11 @@ struct Draft {
 
 impl Engine {
     /// Make tables: all or none.
-    pub(super) fn create_tables(&self, tables: &[(&str, TableOptions)]) -> Result<Vec<Arc<TableState>>> {
+    pub(super) fn create_tables(
+        &self,
+        tables: &[(&str, TableOptions)],
+        creator: &Principal,
+    ) -> Result<Vec<Arc<TableState>>> {
         self.check_writable()?;
         let mut names = HashSet::new();
         for (name, options) in tables {
@@ -45,7 +49,7 @@ impl Engine {
         // The provider is asked for everything before anything is written.
         let mut drafts = Vec::with_capacity(tables.len());
         for (name, options) in tables {
-            drafts.push(self.draft(name, options)?);
+            drafts.push(self.draft(name, options, creator)?);
         }
         let creating = self.creating.lock();
         // Nor may the store have been closed meanwhile: somebody else may have opened it.
@@ -70,8 +74,9 @@ impl Engine {
             let state = Arc::new(TableState::new(&draft.record, TableLease::new(draft.record.id), Vec::new()));
             // The provider has just answered for this table: its first use need not ask again. If that was so long ago that
             // the permit is over already, it will.
-            let _ = self.keys.prime(&state.lease, Seat::Owner, draft.key);
-            self.background.in_use.lock().insert(state.slot, state.clone());
+            let permit = state.lease.permit(creator);
+            let _ = self.keys.prime(&state.lease, &permit, draft.key);
+            self.look_after(&state, &permit);
             self.catalog.insert(state.clone());
             made.push(state);
         }
@@ -80,14 +85,14 @@ impl Engine {
         Ok(made)
     }
 
-    fn draft(&self, name: &str, options: &TableOptions) -> Result<Draft> {
+    fn draft(&self, name: &str, options: &TableOptions, creator: &Principal) -> Result<Draft> {
         let mut id = [0; 16];
         let mut seed = [0; 8];
         self.env.entropy.fill(&mut id).and_then(|()| self.env.entropy.fill(&mut seed)).map_err(no_entropy)?;
         let id = TableId::from_bytes(id);
         let generation = Generation(1);
-        let master = self.keys.resolve(&options.master_key, Seat::Owner)?;
-        let key = self.keys.new_table_key(id, generation, &master, Seat::Owner)?;
+        let master = self.keys.resolve(&options.master_key, creator)?;
+        let key = self.keys.new_table_key(id, generation, &master, creator)?;
         let created_ms = self.env.clock.wall_ms();
         let slot = self.next_slot()?;
         let key_file = KeyFile {

@@ -32,7 +32,7 @@ use crate::format::manifest::EditGroup;
 use crate::format::table::{Footer, Properties, decode_bounds};
 use crate::format::{FileName, Where};
 use crate::io::directory::Directory;
-use crate::keys::{KeyBroker, KeySet, Seat};
+use crate::keys::{KeyBroker, KeySet, Principal};
 use crate::types::{FRAME_BYTES_MAX, FileKind, Kind, Slot, TableId};
 use crate::version::manifest;
 use crate::version::system::{SystemFile, SystemKey};
@@ -111,7 +111,7 @@ impl<'a> Keys<'a> {
         let bytes = self.dir.read(&name, crate::format::keyfile::KEY_FILE_BYTES_MAX as u64)?;
         let place = Where::new(&name, 0);
         let opened = KeyFile::open(&bytes, self.system.keys.opening(&bytes, &place)?, table, &place)?;
-        Ok(Arc::new(self.broker.unwrap_all(&opened.record, Seat::Owner)?.keys))
+        Ok(Arc::new(self.broker.unwrap_all(&opened.record, &Principal::Owner)?.keys))
     }
 
     /// The key that seals a file with this header.

@@ -25,7 +25,7 @@ use crate::format::manifest::{FileRecord, KeyPin};
 use crate::format::{FileName, Where};
 use crate::io::Lock;
 use crate::io::directory::{Directory, refused};
-use crate::keys::{KeyBroker, KeyProvider, KeySet, Seat};
+use crate::keys::{KeyBroker, KeyProvider, KeySet, Principal};
 use crate::sstable::{self, BlockCache, TableReader, TableSettings};
 use crate::types::{Epoch, FileNumber, Seq, Slot, TableId};
 use crate::version::manifest::{self, Found};
@@ -370,7 +370,7 @@ impl Verifier<'_> {
         let keys = match read_key_file(self.dir, &system.keys, record.id, &record.key) {
             Ok((opened, Pinned::Same | Pinned::Next)) => {
                 self.copies(name, opened.both_copies_good);
-                broker.unwrap_all(&opened.record, Seat::Owner).map(|unwrapped| unwrapped.keys)
+                broker.unwrap_all(&opened.record, &Principal::Owner).map(|unwrapped| unwrapped.keys)
             }
             Err(error) => {
                 if let Some(walked) = self.walk_file(name, 0) {

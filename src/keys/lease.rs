@@ -3,24 +3,45 @@
 //! ```text
 //!            TableLease (one per table)
 //!              material   KeySet: one key per generation, shared by everybody
-//!              permits    owner: deadline        service: deadline
-//!                            │ set by the owner's own unwrap, by nothing else
+//!              users      owner ─ Permit      ada ─ Permit      service ─ Permit      as many as there are principals
+//!                                   ▲ deadline, set by ada's own unwrap and by nothing else
+//!              Table handles of ada ┘ each operation: the store's tick, the permit's deadline
 //! ```
 //!
 //! # The life of a permit
 //! A permit begins when its principal has unwrapped **every** live generation of the table, and ends five minutes (or what the
 //! provider allows, if less) after that request was *sent*: what the provider decided later is not in its answer. Each use compares the
-//! deadline with the store's time, which costs one load beside the one of the time. Under traffic the permit is renewed
-//! in the background shortly before its end; without traffic it is not, and the next use unwraps again.
+//! deadline with the store's tick: two loads, no call to a clock, no lock. The tick may be a moment behind, so a permit ends that moment
+//! early. Under traffic the permit is renewed in the background shortly before its end; without traffic it is not, and the next use unwraps again.
 //!
-//! The deadline's lowest bit says whether the permit was used since use was last noted. So a use that finds it set writes nothing, and
+//! The deadline's lowest bit says whether the permit was used since that was last asked. So a use that finds it set writes nothing, and
 //! the line of memory is shared by all cores.
+//!
+//! # Who looks at a permit, and when
+//! Nobody walks over permits. One that begins is put on the warden's agenda, which asks [`TableLease::look`] what is to be done and when to look again:
+//! ```text
+//!  sent                      refresh - 60 s        refresh (285 s)      300 s
+//!   ├───────────────────────────┼─────────────────────┼──────────────────┤
+//!   begins                   use is noted      used? then renewed    ended: if nobody else has
+//!                            from here on      else looked at        a permit, the table is put away
+//!                                              every 3 s
+//! ```
 //!
 //! # One request at a time
 //! Of all threads that need the same permit one asks (*leads*), outside every lock, and the others wait for its answer
 //! and share it, good or bad. Whatever ends a table's permits while a request is under way also voids the answer (`era`): an answer
 //! from before a revocation was seen must not undo it.
+//!
+//! # What ends a permit early
+//! A refusal that is about a principal ends that principal's permit, and nobody else's. One that is about the master key, and any of the
+//! service's, ends all of them: the table is *refused* until an unwrap succeeds, and after a refusal of the service until one of the service's does,
+//! or else a user and the service would take the table back and forth.
+//!
+//! # When the provider does not answer
+//! By default access ends with the permit. With `serve_stale`, a permit that lasts, or ended by time alone, is prolonged by transient failures, a permit's
+//! length at a time and up to the limit after its regular end, as long as the keys are in memory. Any other answer ends that at once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -32,6 +53,7 @@ use super::provider::{Lifetime, Principal};
 use super::time::StoreTime;
 use crate::crypto::TableKey;
 use crate::error::{Error, ProviderClass, ProviderError, ProviderReason, Result};
+use crate::event::PermitEnd;
 use crate::format::Where;
 use crate::format::frame::FileHeader;
 use crate::io::{Scheduler, Signal, Tick};
@@ -93,27 +115,6 @@ impl KeySet {
     }
 }
 
-/// Which of a table's permits: so far one for the opener and one for the engine's own work.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(usize)]
-pub(crate) enum Seat {
-    /// Whoever opened the store.
-    Owner = 0,
-    /// Flush, compaction, recovery, the store's own metadata.
-    Service = 1,
-}
-
-impl Seat {
-    pub(crate) const ALL: [Seat; 2] = [Seat::Owner, Seat::Service];
-
-    pub(crate) fn principal(self) -> Principal {
-        match self {
-            Seat::Owner => Principal::Owner,
-            Seat::Service => Principal::Service,
-        }
-    }
-}
-
 /// What an unwrap of all live generations gave.
 #[derive(Debug)]
 pub(crate) struct Unwrapped {
@@ -129,6 +130,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) scheduler: &'a dyn Scheduler,
     /// The longest that a permit lasts.
     pub(crate) permit: Duration,
+    /// How long after its regular end a permit may be used while the provider does not answer. Zero: not at all.
+    pub(crate) stale: Duration,
 }
 
 /// Why a table's keys should leave memory.
@@ -140,15 +143,37 @@ pub(crate) enum Ending {
     Refused(ProviderError),
 }
 
-/// How a renewal went.
-#[derive(Debug)]
+/// How a renewal went that did not fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Renewal {
     /// The permit was renewed.
     Renewed,
     /// Somebody else is at it, or nothing was due any more.
     NotDue,
-    /// It was not renewed. `ended` says whether that ended the permit, or only leaves it to run out.
-    Failed { error: Error, ended: bool },
+}
+
+/// What is to be done about a permit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Look {
+    /// Nothing before then.
+    Later(Tick),
+    /// It should be renewed: it is in use, and about to end.
+    Renew,
+    /// It has ended.
+    Ended,
+    /// Nothing: it began anew since, and whoever saw that looks after it.
+    Superseded,
+}
+
+/// What became of a principal's permit, for those who watch the store. Taken by who asked, and told without a lock.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum News {
+    /// It ended.
+    Ended(PermitEnd),
+    /// It lasts beyond its end for now, because the provider does not answer.
+    StaleBegan,
+    /// It does so no longer.
+    StaleEnded,
 }
 
 /// One table's keys and permits. Every handle of the table shares it.
@@ -156,44 +181,66 @@ pub(crate) enum Renewal {
 pub(crate) struct TableLease {
     table: TableId,
     material: ArcSwapOption<KeySet>,
-    permits: [Permit; 2],
     requests: Mutex<Requests>,
     landed: Signal,
 }
 
+/// One principal's permission to use one table. Alone on its line of memory, which is read by every operation.
+///
 /// 0 and 1 are "ended": no moment is 0, and the bit for use counts for nothing.
-#[derive(Debug, Default)]
-struct Permit {
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Permit {
     /// Nanoseconds of store time; the lowest bit is [`USED`].
     deadline: AtomicU64,
     refresh_at: AtomicU64,
-    /// When use was last noted, in nanoseconds of store time.
-    used_at: AtomicU64,
+    /// Where it ends by what the provider allowed. The deadline is later than that only while the provider does not answer.
+    allowed_until: AtomicU64,
+    /// How often it began.
+    begun: AtomicU64,
+    /// The last beginning that is on the warden's agenda.
+    listed: AtomicU64,
+    principal: Principal,
 }
 
 const USED: u64 = 1;
-/// A table that was used this recently has traffic: its permit is renewed. One that was not is left to end, five minutes after
-/// its keys were last asked for.
-const TRAFFIC: Duration = Duration::from_secs(60);
+/// How far the tick that operations compare with may be behind.
+pub(crate) const TICK_PERIOD: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 struct Requests {
     /// Counts what voids the answers that are under way.
     era: u64,
-    seats: [Request; 2],
+    users: BTreeMap<Principal, User>,
+    /// As many users as there may be before those who are gone are looked for.
+    users_max: usize,
     /// Boxed, like the failures, because most tables never have one and there are very many tables.
-    refused: Option<Box<ProviderError>>,
+    refused: Option<Box<Refusal>>,
+    news: Vec<(Principal, News)>,
     /// The table is dropped, or the store closed: for good.
     closed: bool,
 }
 
-#[derive(Debug, Default)]
-struct Request {
+/// A principal who has, had or wants a permit. Kept while anybody holds the permit, or it lasts.
+#[derive(Debug)]
+struct User {
+    permit: Arc<Permit>,
+    /// Its permit began and its end was not told yet.
+    live: bool,
+    /// It was told that the permit is used beyond its end.
+    stale: bool,
     under_way: bool,
-    /// How many have been answered.
+    /// How many requests have been answered.
     landed: u64,
     /// What was wrong with the last answer.
     failure: Option<Box<Error>>,
+}
+
+#[derive(Debug)]
+struct Refusal {
+    source: ProviderError,
+    /// Whether it was the service who was refused: then nobody else's success means anything.
+    of_service: bool,
 }
 
 enum Turn {
@@ -204,39 +251,183 @@ enum Turn {
 
 enum Landing {
     Granted(Arc<KeySet>),
+    /// The provider did not answer, and the permit was prolonged.
+    Stale {
+        keys: Arc<KeySet>,
+        error: Error,
+    },
     /// Something ended the table's permits in the meantime.
     Void,
+}
+
+impl Permit {
+    fn new(principal: Principal) -> Permit {
+        let zero = || AtomicU64::new(0);
+        Permit { deadline: zero(), refresh_at: zero(), allowed_until: zero(), begun: zero(), listed: zero(), principal }
+    }
+
+    /// Whose it is.
+    pub(crate) fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    /// Whether its principal may use the table now. Before every operation, and every block that a scan enters.
+    #[inline]
+    pub(crate) fn check(&self, now: Tick) -> bool {
+        let word = self.deadline.load(Ordering::Acquire);
+        if now.0 >= word {
+            return false;
+        }
+        if word & USED == 0 {
+            self.mark_used(word);
+        }
+        true
+    }
+
+    #[cold]
+    fn mark_used(&self, word: u64) {
+        // If it fails, somebody marked it or a new permit began: neither needs this mark.
+        let _ = self.deadline.compare_exchange(word, word | USED, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The beginning that is to be put on the agenda, and when it is first to be looked at; `None` if it stands there already.
+    pub(crate) fn to_list(&self) -> Option<(u64, Tick)> {
+        let begun = self.begun.load(Ordering::Acquire);
+        if self.listed.swap(begun, Ordering::AcqRel) == begun {
+            return None;
+        }
+        Some((begun, self.watch_from()))
+    }
+
+    /// When use begins to count as a reason to renew: a fifth of the permit's length before that (a minute of five).
+    fn watch_from(&self) -> Tick {
+        let refresh_at = self.refresh_at.load(Ordering::Relaxed);
+        let left = self.allowed_until.load(Ordering::Relaxed).saturating_sub(refresh_at);
+        // 4 * 15 seconds of five minutes, where nobody shortened anything.
+        Tick(refresh_at.saturating_sub(left.saturating_mul(4)))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    fn is_service(&self) -> bool {
+        self.principal == Principal::Service
+    }
+
+    fn lasts(&self, now: Tick) -> bool {
+        now.0 < self.deadline.load(Ordering::Acquire)
+    }
+
+    fn begin(&self, allowed_until: Tick, refresh_at: Tick) {
+        self.refresh_at.store(refresh_at.0, Ordering::Relaxed);
+        self.allowed_until.store(allowed_until.0, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Release);
+        self.last_until(allowed_until);
+    }
+
+    fn last_until(&self, tick: Tick) {
+        // One less, so that the bit for use never makes it later than it is.
+        self.deadline.store(tick.0.saturating_sub(1) & !USED, Ordering::Release);
+    }
+
+    fn end(&self) {
+        self.deadline.store(0, Ordering::Release);
+        self.allowed_until.store(0, Ordering::Relaxed);
+    }
+
+    /// Let it last another while, within what may be served stale. False if it must not.
+    fn prolong(&self, terms: Terms<'_>) -> bool {
+        let now = terms.time.now();
+        let allowed_until = self.allowed_until.load(Ordering::Relaxed);
+        // One that was ended, rather than ended by time, has none.
+        if terms.stale.is_zero() || allowed_until == 0 {
+            return false;
+        }
+        let limit = Tick(allowed_until).after(terms.stale);
+        if now >= limit {
+            return false;
+        }
+        if !self.lasts(now) {
+            // Nobody looks after it any more.
+            self.begun.fetch_add(1, Ordering::Release);
+        }
+        self.last_until(now.after(terms.permit).min(limit));
+        true
+    }
+
+    /// End what was prolonged.
+    fn shorten(&self) {
+        let allowed_until = self.allowed_until.load(Ordering::Relaxed);
+        if self.deadline.load(Ordering::Relaxed) > allowed_until {
+            self.last_until(Tick(allowed_until));
+        }
+    }
+}
+
+impl User {
+    fn new(principal: Principal) -> User {
+        let permit = Arc::new(Permit::new(principal));
+        User { permit, live: false, stale: false, under_way: false, landed: 0, failure: None }
+    }
+
+    /// Whether nobody misses it.
+    fn is_gone(&self) -> bool {
+        // Others hold the permit only by a clone of this one, which cannot be cloned while the caller holds the lock.
+        Arc::strong_count(&self.permit) == 1 && !self.under_way && !self.live
+    }
+
+    /// Note that the permit ended, for `why`, and what there is to tell about it.
+    fn ended(&mut self, why: PermitEnd, news: &mut Vec<(Principal, News)>) {
+        self.permit.end();
+        self.not_stale(news);
+        if std::mem::take(&mut self.live) {
+            news.push((self.permit.principal.clone(), News::Ended(why)));
+        }
+    }
+
+    fn not_stale(&mut self, news: &mut Vec<(Principal, News)>) {
+        if std::mem::take(&mut self.stale) {
+            news.push((self.permit.principal.clone(), News::StaleEnded));
+        }
+    }
+}
+
+impl Requests {
+    fn user(&mut self, permit: &Arc<Permit>) -> &mut User {
+        // There is one as long as somebody holds the permit.
+        self.users.entry(permit.principal.clone()).or_insert_with(|| User::new(permit.principal.clone()))
+    }
+
+    fn end_all(&mut self, source: &ProviderError) {
+        self.era += 1;
+        let Requests { users, news, .. } = self;
+        users.values_mut().for_each(|user| user.ended(PermitEnd::Refused(source.clone()), news));
+    }
 }
 
 impl TableLease {
     /// A lease without keys.
     pub(crate) fn new(table: TableId) -> TableLease {
-        TableLease {
-            table,
-            material: ArcSwapOption::empty(),
-            permits: Default::default(),
-            requests: Mutex::default(),
-            landed: Signal::new(),
-        }
+        TableLease { table, material: ArcSwapOption::empty(), requests: Mutex::default(), landed: Signal::new() }
     }
 
     pub(crate) fn table(&self) -> TableId {
         self.table
     }
 
-    /// Whether this principal may use the table now. Before every operation, and every block that a scan enters.
-    #[inline]
-    pub(crate) fn check(&self, seat: Seat, now: Tick) -> bool {
-        let deadline = &self.permits[seat as usize].deadline;
-        let word = deadline.load(Ordering::Acquire);
-        if now.0 >= word {
-            return false;
+    /// A principal's permit: the one that there is, or one that has yet to begin.
+    pub(crate) fn permit(&self, principal: &Principal) -> Arc<Permit> {
+        let mut requests = self.requests.lock();
+        if let Some(user) = requests.users.get(principal) {
+            return user.permit.clone();
         }
-        if word & USED == 0 {
-            // If it fails, somebody marked it or a new permit began: neither needs this mark.
-            let _ = deadline.compare_exchange(word, word | USED, Ordering::Relaxed, Ordering::Relaxed);
+        if requests.users.len() >= requests.users_max {
+            requests.users.retain(|_, user| !user.is_gone());
+            requests.users_max = 2 * requests.users.len() + 4;
         }
-        true
+        requests.users.entry(principal.clone()).or_insert_with(|| User::new(principal.clone())).permit.clone()
     }
 
     /// The keys, if they are in memory: for those whose permit was checked.
@@ -251,64 +442,102 @@ impl TableLease {
     /// What `ask` gave; [`Error::TableDropped`] after [`close`](TableLease::close).
     pub(crate) fn acquire(
         &self,
-        seat: Seat,
+        permit: &Arc<Permit>,
         terms: Terms<'_>,
         ask: &dyn Fn() -> Result<Unwrapped>,
     ) -> Result<Arc<KeySet>> {
         loop {
-            match self.turn(seat, terms.time.advance())? {
+            match self.turn(permit, terms.time.advance())? {
                 Turn::Live(keys) => return Ok(keys),
-                Turn::Follow { landed } => self.follow(seat, terms, landed)?,
-                Turn::Lead { era } => {
-                    if let Landing::Granted(keys) = self.lead(seat, era, terms, ask)? {
-                        return Ok(keys);
-                    }
-                }
+                Turn::Follow { landed } => self.follow(permit, terms, landed)?,
+                Turn::Lead { era } => match self.lead(permit, era, terms, ask)? {
+                    Landing::Granted(keys) | Landing::Stale { keys, .. } => return Ok(keys),
+                    Landing::Void => {}
+                },
             }
         }
     }
 
     /// Begin a permit with keys that this principal has just had made: the first use of a new table asks nobody.
     /// `sent` is when the request for them was sent.
-    pub(crate) fn prime(&self, seat: Seat, terms: Terms<'_>, sent: Tick, unwrapped: Unwrapped) -> Result<Arc<KeySet>> {
+    pub(crate) fn prime(
+        &self,
+        permit: &Arc<Permit>,
+        terms: Terms<'_>,
+        sent: Tick,
+        unwrapped: Unwrapped,
+    ) -> Result<Arc<KeySet>> {
         let mut requests = self.requests.lock();
         if requests.closed {
             return Err(Error::TableDropped { table: self.table });
         }
-        self.grant(&mut requests, seat, terms, sent, unwrapped)
+        self.grant(&mut requests, permit, terms, sent, unwrapped)
     }
 
-    /// Note whether a permit was used since this was last asked. To be called a few times a second while the table is in use.
-    pub(crate) fn note_use(&self, seat: Seat, now: Tick) {
-        let permit = &self.permits[seat as usize];
-        if permit.deadline.fetch_and(!USED, Ordering::Relaxed) & USED != 0 {
-            permit.used_at.store(now.0, Ordering::Relaxed);
+    /// What is to be done about the permit that began as the `begun`th. For the warden, at the times that this gives.
+    pub(crate) fn look(&self, permit: &Arc<Permit>, begun: u64, terms: Terms<'_>) -> Look {
+        let now = terms.time.now();
+        if permit.begun.load(Ordering::Acquire) != begun {
+            return Look::Superseded;
+        }
+        let mut requests = self.requests.lock();
+        let user = requests.user(permit);
+        if user.under_way {
+            return Look::Later(now.after(retry_after(terms)));
+        }
+        let word = permit.deadline.load(Ordering::Acquire);
+        if now.0 >= word {
+            let why = match user.failure.as_deref() {
+                Some(Error::KeyUnavailable { source, .. }) => PermitEnd::Refused(source.clone()),
+                _ => PermitEnd::Idle,
+            };
+            let Requests { users, news, .. } = &mut *requests;
+            if let Some(user) = users.get_mut(&permit.principal) {
+                // It stays what it is: one that ended by time may yet be prolonged.
+                user.not_stale(news);
+                if std::mem::take(&mut user.live) {
+                    news.push((permit.principal.clone(), News::Ended(why)));
+                }
+            }
+            return Look::Ended;
+        }
+        let refresh_at = Tick(permit.refresh_at.load(Ordering::Relaxed));
+        if now < refresh_at {
+            // From here on it is use that counts.
+            permit.deadline.fetch_and(!USED, Ordering::Relaxed);
+            return Look::Later(refresh_at);
+        }
+        match word & USED {
+            0 => Look::Later(now.after(retry_after(terms)).min(Tick(word))),
+            _ => Look::Renew,
         }
     }
 
-    /// Whether this permit should be renewed now: it lasts, is in use, and is about to end.
-    pub(crate) fn refresh_due(&self, seat: Seat, now: Tick) -> bool {
-        let permit = &self.permits[seat as usize];
-        let word = permit.deadline.load(Ordering::Acquire);
-        let used = word & USED != 0 || now <= Tick(permit.used_at.load(Ordering::Relaxed)).after(TRAFFIC);
-        now.0 < word && used && now.0 >= permit.refresh_at.load(Ordering::Relaxed)
-    }
-
-    /// Renew a permit that is due. For the background: no lock may be held by the caller.
-    pub(crate) fn refresh(&self, seat: Seat, terms: Terms<'_>, ask: &dyn Fn() -> Result<Unwrapped>) -> Renewal {
+    /// Renew a permit for which [`look`](TableLease::look) asked it. For the background: no lock may be held by the caller.
+    ///
+    /// # Errors
+    /// What `ask` gave. Whether that ended the permit, or leaves it to run out, the permit says.
+    pub(crate) fn refresh(
+        &self,
+        permit: &Arc<Permit>,
+        terms: Terms<'_>,
+        ask: &dyn Fn() -> Result<Unwrapped>,
+    ) -> Result<Renewal> {
         let era = {
             let mut requests = self.requests.lock();
-            let request = &requests.seats[seat as usize];
-            if requests.closed || request.under_way || !self.refresh_due(seat, terms.time.now()) {
-                return Renewal::NotDue;
+            let (closed, era, now) = (requests.closed, requests.era, terms.time.now());
+            let user = requests.user(permit);
+            let due = permit.lasts(now) && now.0 >= permit.refresh_at.load(Ordering::Relaxed);
+            if closed || user.under_way || !due {
+                return Ok(Renewal::NotDue);
             }
-            requests.seats[seat as usize].under_way = true;
-            requests.era
+            user.under_way = true;
+            era
         };
-        match self.lead(seat, era, terms, ask) {
-            Ok(Landing::Granted(_)) => Renewal::Renewed,
-            Ok(Landing::Void) => Renewal::NotDue,
-            Err(error) => Renewal::Failed { error, ended: !self.check(seat, terms.time.now()) },
+        match self.lead(permit, era, terms, ask)? {
+            Landing::Granted(_) => Ok(Renewal::Renewed),
+            Landing::Void => Ok(Renewal::NotDue),
+            Landing::Stale { error, .. } => Err(error),
         }
     }
 
@@ -323,68 +552,90 @@ impl TableLease {
     pub(crate) fn forget_if_ended(&self, now: Tick) -> Option<Ending> {
         let mut requests = self.requests.lock();
         let ending = self.ending_of(&requests, now)?;
-        self.end_all(&mut requests);
-        self.material.store(None);
+        self.drop_keys(&mut requests);
         Some(ending)
     }
 
     /// End every permit and let go of the keys. The next use asks the provider.
+    #[cfg(test)]
     pub(crate) fn forget(&self) {
-        let mut requests = self.requests.lock();
-        self.end_all(&mut requests);
-        self.material.store(None);
+        self.drop_keys(&mut self.requests.lock());
     }
 
     /// As [`forget`](TableLease::forget), for good: the table is dropped or the store closed.
     pub(crate) fn close(&self) {
-        self.requests.lock().closed = true;
-        self.forget();
+        let mut requests = self.requests.lock();
+        requests.closed = true;
+        self.drop_keys(&mut requests);
     }
 
     /// The provider's refusal that ended all permits, if the last thing heard from it was that.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(test)]
     pub(crate) fn refused(&self) -> Option<ProviderError> {
-        self.requests.lock().refused.as_deref().cloned()
+        self.requests.lock().refused.as_ref().map(|refusal| refusal.source.clone())
     }
 
-    fn turn(&self, seat: Seat, now: Tick) -> Result<Turn> {
+    /// Whether it was the service who was refused, so that only an unwrap of the service's brings the table back.
+    pub(crate) fn service_refused(&self) -> bool {
+        self.requests.lock().refused.as_ref().is_some_and(|refusal| refusal.of_service)
+    }
+
+    /// What there is to tell. To be asked after each call that may have changed a permit.
+    pub(crate) fn take_news(&self) -> Vec<(Principal, News)> {
+        std::mem::take(&mut self.requests.lock().news)
+    }
+
+    fn turn(&self, permit: &Arc<Permit>, now: Tick) -> Result<Turn> {
         let mut requests = self.requests.lock();
         if requests.closed {
             return Err(Error::TableDropped { table: self.table });
         }
-        if let (true, Some(keys)) = (self.check(seat, now), self.material()) {
+        if let (true, Some(keys)) = (permit.check(now), self.material()) {
             return Ok(Turn::Live(keys));
         }
         let era = requests.era;
-        let request = &mut requests.seats[seat as usize];
-        if request.under_way {
-            return Ok(Turn::Follow { landed: request.landed });
+        let user = requests.user(permit);
+        if user.under_way {
+            return Ok(Turn::Follow { landed: user.landed });
         }
-        request.under_way = true;
+        user.under_way = true;
         Ok(Turn::Lead { era })
     }
 
-    fn follow(&self, seat: Seat, terms: Terms<'_>, landed: u64) -> Result<()> {
-        let answered = || self.requests.lock().seats[seat as usize].landed != landed;
+    fn follow(&self, permit: &Arc<Permit>, terms: Terms<'_>, landed: u64) -> Result<()> {
+        let answered = || self.requests.lock().user(permit).landed != landed;
         terms.scheduler.wait_until(&self.landed, terms.time.clock(), None, &mut { answered });
-        match &self.requests.lock().seats[seat as usize].failure {
+        match &self.requests.lock().user(permit).failure {
             Some(error) => Err((**error).clone()),
             None => Ok(()),
         }
     }
 
     /// Ask, and share the answer. The caller has marked the request as under way.
-    fn lead(&self, seat: Seat, era: u64, terms: Terms<'_>, ask: &dyn Fn() -> Result<Unwrapped>) -> Result<Landing> {
+    fn lead(
+        &self,
+        permit: &Arc<Permit>,
+        era: u64,
+        terms: Terms<'_>,
+        ask: &dyn Fn() -> Result<Unwrapped>,
+    ) -> Result<Landing> {
         // Ends the request whatever happens in `ask`, so that nobody waits for ever.
-        let mut end = EndOfRequest { lease: self, seat, failure: None };
+        let mut end = EndOfRequest { lease: self, permit, failure: None };
         let sent = terms.time.advance();
         let answer = ask();
-        let outcome = self.land(seat, era, terms, sent, answer);
+        let outcome = self.land(permit, era, terms, sent, answer);
         end.failure = Some(outcome.as_ref().err().cloned());
         outcome
     }
 
-    fn land(&self, seat: Seat, era: u64, terms: Terms<'_>, sent: Tick, answer: Result<Unwrapped>) -> Result<Landing> {
+    fn land(
+        &self,
+        permit: &Arc<Permit>,
+        era: u64,
+        terms: Terms<'_>,
+        sent: Tick,
+        answer: Result<Unwrapped>,
+    ) -> Result<Landing> {
         let mut requests = self.requests.lock();
         if requests.closed {
             return Err(Error::TableDropped { table: self.table });
@@ -392,13 +643,16 @@ impl TableLease {
         match answer {
             // A refusal is the newest there is to know even then.
             Ok(_) if requests.era != era => match &requests.refused {
-                Some(source) => Err(Error::KeyUnavailable { table: self.table, source: (**source).clone() }),
+                Some(refusal) => Err(self.unavailable(refusal.source.clone())),
                 None => Ok(Landing::Void),
             },
-            Ok(unwrapped) => self.grant(&mut requests, seat, terms, sent, unwrapped).map(Landing::Granted),
+            Ok(unwrapped) => self.grant(&mut requests, permit, terms, sent, unwrapped).map(Landing::Granted),
             Err(error) => {
-                self.refuse(&mut requests, seat, terms, &error);
-                Err(error)
+                self.refuse(&mut requests, permit, terms, &error);
+                match self.material() {
+                    Some(keys) if requests.user(permit).stale => Ok(Landing::Stale { keys, error }),
+                    _ => Err(error),
+                }
             }
         }
     }
@@ -406,20 +660,25 @@ impl TableLease {
     fn grant(
         &self,
         requests: &mut Requests,
-        seat: Seat,
+        permit: &Arc<Permit>,
         terms: Terms<'_>,
         sent: Tick,
         unwrapped: Unwrapped,
     ) -> Result<Arc<KeySet>> {
+        if let Some(refusal) = requests.refused.as_deref().filter(|refusal| refusal.of_service)
+            && !permit.is_service()
+        {
+            return Err(self.unavailable(refusal.source.clone()));
+        }
         let lasts = unwrapped.lifetime.expire_after.map_or(terms.permit, |limit| limit.min(terms.permit));
         let refresh = unwrapped.lifetime.refresh_after.map_or(lasts, |limit| limit.min(lasts));
         // A twentieth early (15 seconds of five minutes): time enough for a slow answer and for some to fail.
         let refresh = refresh.min(lasts - lasts / 20);
-        let deadline = sent.after(lasts);
-        if terms.time.now() >= deadline {
+        // Operations compare with a tick that may be behind.
+        let allowed_until = sent.after(lasts - TICK_PERIOD.min(lasts / 20));
+        if terms.time.now() >= allowed_until {
             let message = "the answer came after the permission in it had ended";
-            let source = ProviderError::new(ProviderReason::TimedOut, message);
-            return Err(Error::KeyUnavailable { table: self.table, source });
+            return Err(self.unavailable(ProviderError::new(ProviderReason::TimedOut, message)));
         }
         let held = self.material();
         let Some(keys) = unwrapped.keys.sharing(held.as_deref()).map(Arc::new) else {
@@ -428,62 +687,96 @@ impl TableLease {
         requests.refused = None;
         // The keys first: who sees the new deadline must find them.
         self.material.store(Some(keys.clone()));
-        let permit = &self.permits[seat as usize];
-        permit.refresh_at.store(sent.after(refresh).0, Ordering::Relaxed);
-        // One less, so that the bit for use never makes it later than it is.
-        permit.deadline.store(deadline.0.saturating_sub(1) & !USED, Ordering::Release);
+        permit.begin(allowed_until, sent.after(refresh));
+        let Requests { users, news, .. } = requests;
+        let user = users.entry(permit.principal.clone()).or_insert_with(|| User::new(permit.principal.clone()));
+        user.not_stale(news);
+        user.live = true;
         Ok(keys)
     }
 
     /// Do what a failure's class asks for (`provider.rs` has the table).
-    fn refuse(&self, requests: &mut Requests, seat: Seat, terms: Terms<'_>, error: &Error) {
-        let source = match error {
-            Error::KeyUnavailable { source, .. } => source,
+    fn refuse(&self, requests: &mut Requests, permit: &Arc<Permit>, terms: Terms<'_>, error: &Error) {
+        let Error::KeyUnavailable { source, .. } = error else {
             // An integrity error, or a key file that cannot be read: no reason to forget a good key.
-            _ => return self.try_later(seat, terms),
+            return self.try_later(requests, permit, terms);
         };
-        match (source.class(), seat) {
-            (ProviderClass::Key, _) | (ProviderClass::Principal, Seat::Service) => {
-                self.end_all(requests);
-                requests.refused = Some(Box::new(source.clone()));
+        let of_service = permit.is_service();
+        match source.class() {
+            ProviderClass::Principal if !of_service => {
+                let Requests { users, news, .. } = requests;
+                if let Some(user) = users.get_mut(&permit.principal) {
+                    user.ended(PermitEnd::Refused(source.clone()), news);
+                }
             }
-            (ProviderClass::Principal, Seat::Owner) => self.end(Seat::Owner),
-            _ => self.try_later(seat, terms),
+            ProviderClass::Key | ProviderClass::Principal => {
+                requests.end_all(source);
+                requests.refused = Some(Box::new(Refusal { source: source.clone(), of_service }));
+            }
+            ProviderClass::Transient if permit.prolong(terms) => {
+                ask_again(permit, terms);
+                let Requests { users, news, .. } = requests;
+                if let Some(user) = users.get_mut(&permit.principal) {
+                    user.live = true;
+                    if !std::mem::replace(&mut user.stale, true) {
+                        news.push((permit.principal.clone(), News::StaleBegan));
+                    }
+                }
+            }
+            ProviderClass::Transient => ask_again(permit, terms),
+            _ => self.try_later(requests, permit, terms),
         }
     }
 
-    /// Let the permit run on, and ask again a hundredth of its length later (3 seconds of five minutes).
-    fn try_later(&self, seat: Seat, terms: Terms<'_>) {
-        let again = terms.time.now().after(terms.permit / 100);
-        self.permits[seat as usize].refresh_at.store(again.0, Ordering::Relaxed);
+    /// Let the permit run on to its regular end, and ask again.
+    fn try_later(&self, requests: &mut Requests, permit: &Arc<Permit>, terms: Terms<'_>) {
+        permit.shorten();
+        ask_again(permit, terms);
+        let Requests { users, news, .. } = requests;
+        if let Some(user) = users.get_mut(&permit.principal) {
+            user.not_stale(news);
+        }
     }
 
-    fn end(&self, seat: Seat) {
-        self.permits[seat as usize].deadline.store(0, Ordering::Release);
-    }
-
-    fn end_all(&self, requests: &mut Requests) {
+    fn drop_keys(&self, requests: &mut Requests) {
         requests.era += 1;
-        Seat::ALL.into_iter().for_each(|seat| self.end(seat));
+        for user in requests.users.values_mut() {
+            user.permit.end();
+            (user.live, user.stale) = (false, false);
+        }
+        requests.users.retain(|_, user| !user.is_gone());
+        requests.users_max = 0;
+        self.material.store(None);
     }
 
     fn ending_of(&self, requests: &Requests, now: Tick) -> Option<Ending> {
         self.material.load().as_ref()?;
-        if let Some(refused) = &requests.refused {
-            return Some(Ending::Refused((**refused).clone()));
+        if let Some(refusal) = &requests.refused {
+            return Some(Ending::Refused(refusal.source.clone()));
         }
-        let owner = Seat::Owner as usize;
-        let in_use = self.table == TableId::SYSTEM
-            || requests.seats[owner].under_way
-            || now.0 < self.permits[owner].deadline.load(Ordering::Acquire);
+        let uses = |user: &User| !user.permit.is_service() && (user.under_way || user.permit.lasts(now));
+        let in_use = self.table == TableId::SYSTEM || requests.users.values().any(uses);
         (!in_use).then_some(Ending::Idle)
     }
+
+    fn unavailable(&self, source: ProviderError) -> Error {
+        Error::KeyUnavailable { table: self.table, source }
+    }
+}
+
+/// When to ask again about a permit that was not renewed: a hundredth of its length later (3 seconds of five minutes).
+fn retry_after(terms: Terms<'_>) -> Duration {
+    terms.permit / 100
+}
+
+fn ask_again(permit: &Permit, terms: Terms<'_>) {
+    permit.refresh_at.store(terms.time.now().after(retry_after(terms)).0, Ordering::Relaxed);
 }
 
 /// Tells those who wait that a request is over, also when the thread that made it unwinds.
 struct EndOfRequest<'a> {
     lease: &'a TableLease,
-    seat: Seat,
+    permit: &'a Arc<Permit>,
     /// The outcome's failure; `None` if there was no outcome at all.
     failure: Option<Option<Error>>,
 }
@@ -491,15 +784,14 @@ struct EndOfRequest<'a> {
 impl Drop for EndOfRequest<'_> {
     fn drop(&mut self) {
         let failure = self.failure.take().unwrap_or_else(|| {
-            let source =
-                ProviderError::new(ProviderReason::UnexpectedAnswer, "the request for the key was not finished");
-            Some(Error::KeyUnavailable { table: self.lease.table, source })
+            let message = "the request for the key was not finished";
+            Some(self.lease.unavailable(ProviderError::new(ProviderReason::UnexpectedAnswer, message)))
         });
         let mut requests = self.lease.requests.lock();
-        let request = &mut requests.seats[self.seat as usize];
-        request.under_way = false;
-        request.landed += 1;
-        request.failure = failure.map(Box::new);
+        let user = requests.user(self.permit);
+        user.under_way = false;
+        user.landed += 1;
+        user.failure = failure.map(Box::new);
         drop(requests);
         self.lease.landed.raise();
     }

@@ -33,8 +33,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::lease::Terms;
-pub(crate) use self::lease::{Ending, KeySet, Renewal, Seat, TableLease, Unwrapped};
+pub(crate) use self::lease::{KeySet, Look, Permit, Renewal, TICK_PERIOD, TableLease, Unwrapped};
+use self::lease::{News, Terms};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::local::fuzz as local_fuzz;
 pub use self::local::{
@@ -48,7 +48,7 @@ pub(crate) use self::system::SystemKeys;
 use self::time::StoreTime;
 use crate::crypto::TableKey;
 use crate::error::{Error, ProviderError, ProviderReason, Result};
-use crate::event::{Event, EventSink, PermitEnd};
+use crate::event::{Event, EventSink};
 use crate::format::keyfile::{KeyFile, MasterKind, Wrap};
 use crate::io::{Clock, Environment, Scheduler, Tick, Vfs};
 use crate::options::MasterKey;
@@ -64,6 +64,7 @@ pub(crate) struct KeyBroker {
     scheduler: Arc<dyn Scheduler>,
     time: StoreTime,
     permit: Duration,
+    stale: Duration,
     events: Option<Arc<dyn EventSink>>,
 }
 
@@ -102,8 +103,30 @@ impl KeyBroker {
             scheduler: environment.scheduler.clone(),
             time: StoreTime::new(environment.clock.clone()),
             permit,
+            stale: Duration::ZERO,
             events,
         }
+    }
+
+    /// As it is, but permits last this long beyond their end while the provider does not answer.
+    pub(crate) fn serving_stale(self, stale: Duration) -> KeyBroker {
+        KeyBroker { stale, ..self }
+    }
+
+    /// Whether there can be sessions for others than the owner.
+    ///
+    /// # Errors
+    /// [`Error::SessionRefused`] if a provider does not tell principals apart.
+    pub(crate) fn check_tells_apart(&self, principal: &Principal) -> Result<()> {
+        for provider in [&self.main, &self.owned] {
+            let described = provider.describe();
+            if !described.tells_principals_apart {
+                let message = format!("the {} does not tell principals apart", described.name);
+                let source = ProviderError::new(ProviderReason::PrincipalUnsupported, message);
+                return Err(Error::SessionRefused { principal: principal.to_string(), source });
+            }
+        }
+        Ok(())
     }
 
     /// Store time now, by a call to the clocks, which are compared. The store keeps the answer where every operation can load it
@@ -116,13 +139,13 @@ impl KeyBroker {
     ///
     /// # Errors
     /// [`Error::MasterKeyUnavailable`] with the provider's reason, also if the key cannot be used at present.
-    pub(crate) fn resolve(&self, key: &MasterKey, seat: Seat) -> Result<Master> {
-        let engine_key = EngineKeyRequest::new(seat.principal());
+    pub(crate) fn resolve(&self, key: &MasterKey, principal: &Principal) -> Result<Master> {
+        let engine_key = EngineKeyRequest::new(principal.clone());
         let (kind, name, answer) = match key {
             MasterKey::Owned => (MasterKind::Owned, OWNED_ALIAS, guarded(|| self.owned.owned_key(&engine_key))),
             MasterKey::Managed => (MasterKind::Managed, MANAGED_ALIAS, guarded(|| self.main.managed_key(&engine_key))),
             MasterKey::Customer(name) => {
-                let request = DescribeKeyRequest::new(name.clone(), seat.principal());
+                let request = DescribeKeyRequest::new(name.clone(), principal.clone());
                 (MasterKind::Customer, name.as_str(), guarded(|| self.main.describe_key(&request)))
             }
         };
@@ -146,10 +169,10 @@ impl KeyBroker {
         table: TableId,
         generation: Generation,
         master: &Master,
-        seat: Seat,
+        principal: &Principal,
     ) -> Result<NewKey> {
         let context = self.context(table, generation).map_err(|source| Error::KeyUnavailable { table, source })?;
-        let request = GenerateDataKeyRequest::new(master.arn.clone(), context.clone(), seat.principal());
+        let request = GenerateDataKeyRequest::new(master.arn.clone(), context.clone(), principal.clone());
         let sent = self.time.advance();
         let made = guarded(|| self.provider(master.kind).generate_data_key(&request))
             .and_then(|made| if made.key_arn == master.arn { Ok(made) } else { Err(other_key(&made.key_arn)) })
@@ -172,17 +195,17 @@ impl KeyBroker {
     /// # Errors
     /// As for [`resolve`](KeyBroker::resolve) and [`new_table_key`](KeyBroker::new_table_key).
     pub(crate) fn new_system_key(&self, generation: Generation) -> Result<NewKey> {
-        let master = self.resolve(&MasterKey::Owned, Seat::Service)?;
-        self.new_table_key(TableId::SYSTEM, generation, &master, Seat::Service)
+        let master = self.resolve(&MasterKey::Owned, &Principal::Service)?;
+        self.new_table_key(TableId::SYSTEM, generation, &master, &Principal::Service)
     }
 
     /// Begin a principal's permit for a table with the key that was just made for it.
     ///
     /// # Errors
     /// [`Error::KeyUnavailable`] if the key may not be used any more, because the answer took so long.
-    pub(crate) fn prime(&self, lease: &TableLease, seat: Seat, new: NewKey) -> Result<Arc<KeySet>> {
+    pub(crate) fn prime(&self, lease: &TableLease, permit: &Arc<Permit>, new: NewKey) -> Result<Arc<KeySet>> {
         let NewKey { key, sent, lifetime, .. } = new;
-        lease.prime(seat, self.terms(), sent, Unwrapped { keys: KeySet::one(key), lifetime })
+        lease.prime(permit, self.terms(), sent, Unwrapped { keys: KeySet::one(key), lifetime })
     }
 
     /// The keys of a table, for a principal who has or gets a permit. `record` reads the table's key file if the
@@ -194,53 +217,84 @@ impl KeyBroker {
     pub(crate) fn acquire(
         &self,
         lease: &TableLease,
-        seat: Seat,
+        permit: &Arc<Permit>,
         record: &dyn Fn() -> Result<KeyFile>,
     ) -> Result<Arc<KeySet>> {
-        lease.acquire(seat, self.terms(), &|| {
-            let record = record()?;
-            if record.table != lease.table() {
-                return Err(tampered(lease.table(), "it is another table's"));
-            }
-            self.unwrap_all(&record, seat)
-        })
+        let mut outcome = Ok(());
+        if lease.service_refused() {
+            // A table that its engine may not look after is not to be had, whatever this principal may.
+            let service = lease.permit(&Principal::Service);
+            outcome = lease.acquire(&service, self.terms(), &self.asking(lease, &service, record)).map(drop);
+        }
+        let keys = outcome.and_then(|()| lease.acquire(permit, self.terms(), &self.asking(lease, permit, record)));
+        self.tell_news(lease);
+        keys
     }
 
-    /// Renew a permit that is due ([`TableLease::refresh_due`]). For the background; no lock may be held.
-    pub(crate) fn refresh(&self, lease: &TableLease, seat: Seat, record: &dyn Fn() -> Result<KeyFile>) -> Renewal {
-        let renewal = lease.refresh(seat, self.terms(), &|| {
-            let record = record()?;
-            if record.table != lease.table() {
-                return Err(tampered(lease.table(), "it is another table's"));
-            }
-            self.unwrap_all(&record, seat)
-        });
-        let principal = || seat.principal().to_string();
-        match &renewal {
-            Renewal::Renewed => {
-                self.tell(Event::PermitRefreshed { table: lease.table(), principal: principal() });
-            }
-            Renewal::Failed { error: Error::KeyUnavailable { source, .. }, ended: true } => {
-                let why = PermitEnd::Refused(source.clone());
-                self.tell(Event::PermitEnded { table: lease.table(), principal: principal(), why });
-            }
-            _ => {}
+    /// What is to be done about a permit, for the warden.
+    pub(crate) fn look(&self, lease: &TableLease, permit: &Arc<Permit>, begun: u64) -> Look {
+        let look = lease.look(permit, begun, self.terms());
+        if look == Look::Ended {
+            self.tell_news(lease);
         }
+        look
+    }
+
+    /// Renew a permit that is due ([`TableLease::look`]). For the background; no lock may be held.
+    ///
+    /// # Errors
+    /// As for [`acquire`](KeyBroker::acquire).
+    pub(crate) fn refresh(
+        &self,
+        lease: &TableLease,
+        permit: &Arc<Permit>,
+        record: &dyn Fn() -> Result<KeyFile>,
+    ) -> Result<Renewal> {
+        let renewal = lease.refresh(permit, self.terms(), &self.asking(lease, permit, record));
+        if let Ok(Renewal::Renewed) = renewal {
+            let principal = permit.principal().to_string();
+            self.tell(Event::PermitRefreshed { table: lease.table(), principal });
+        }
+        self.tell_news(lease);
         renewal
     }
 
     /// Let go of a table's keys if there is still reason to ([`TableLease::ending`]), after its data was brought to
     /// safety. False if somebody got a permit in the meantime.
     pub(crate) fn purge(&self, lease: &TableLease) -> bool {
-        let Some(ending) = lease.forget_if_ended(self.time.advance()) else {
+        if lease.forget_if_ended(self.time.advance()).is_none() {
             return false;
-        };
-        if ending == Ending::Idle {
-            let principal = Principal::Owner.to_string();
-            self.tell(Event::PermitEnded { table: lease.table(), principal, why: PermitEnd::Idle });
         }
         self.tell(Event::TablePurged { table: lease.table() });
         true
+    }
+
+    /// Asks the provider for every key of a table, for the principal of `permit`.
+    fn asking<'a>(
+        &'a self,
+        lease: &'a TableLease,
+        permit: &'a Arc<Permit>,
+        record: &'a dyn Fn() -> Result<KeyFile>,
+    ) -> impl Fn() -> Result<Unwrapped> + 'a {
+        move || {
+            let record = record()?;
+            if record.table != lease.table() {
+                return Err(tampered(lease.table(), "it is another table's"));
+            }
+            self.unwrap_all(&record, permit.principal())
+        }
+    }
+
+    fn tell_news(&self, lease: &TableLease) {
+        let table = lease.table();
+        for (principal, news) in lease.take_news() {
+            let principal = principal.to_string();
+            self.tell(match news {
+                News::Ended(why) => Event::PermitEnded { table, principal, why },
+                News::StaleBegan => Event::StaleBegan { table, principal, limit_ms: self.stale.as_millis() as u64 },
+                News::StaleEnded => Event::StaleEnded { table, principal },
+            });
+        }
     }
 
     /// Unwrap every generation that the record holds, and check each answer. A retired one is needed as long as something is
@@ -249,12 +303,12 @@ impl KeyBroker {
     ///
     /// # Errors
     /// As for [`acquire`](KeyBroker::acquire).
-    pub(crate) fn unwrap_all(&self, record: &KeyFile, seat: Seat) -> Result<Unwrapped> {
+    pub(crate) fn unwrap_all(&self, record: &KeyFile, principal: &Principal) -> Result<Unwrapped> {
         let table = record.table;
         let mut lifetime = Lifetime::new();
         let mut keys = Vec::with_capacity(record.wraps.len());
         for wrap in &record.wraps {
-            let (key, answered) = self.unwrap(table, record.master, wrap, seat)?;
+            let (key, answered) = self.unwrap(table, record.master, wrap, principal)?;
             lifetime = shorter(lifetime, answered);
             keys.push(Arc::new(key));
         }
@@ -262,10 +316,16 @@ impl KeyBroker {
         Ok(Unwrapped { keys, lifetime })
     }
 
-    fn unwrap(&self, table: TableId, kind: MasterKind, wrap: &Wrap, seat: Seat) -> Result<(TableKey, Lifetime)> {
+    fn unwrap(
+        &self,
+        table: TableId,
+        kind: MasterKind,
+        wrap: &Wrap,
+        principal: &Principal,
+    ) -> Result<(TableKey, Lifetime)> {
         let context = EncryptionContext::from_pairs(wrap.context.iter().cloned())
             .map_err(|source| Error::KeyUnavailable { table, source })?;
-        let request = DecryptRequest::new(wrap.key_arn.clone(), wrap.wrapped.clone(), context, seat.principal());
+        let request = DecryptRequest::new(wrap.key_arn.clone(), wrap.wrapped.clone(), context, principal.clone());
         let opened = guarded(|| self.provider(kind).decrypt(&request)).map_err(|source| match source.reason {
             ProviderReason::InvalidCiphertext => tampered(table, "the provider does not recognise the wrapped key"),
             _ => Error::KeyUnavailable { table, source },
@@ -302,7 +362,7 @@ impl KeyBroker {
     }
 
     fn terms(&self) -> Terms<'_> {
-        Terms { time: &self.time, scheduler: &*self.scheduler, permit: self.permit }
+        Terms { time: &self.time, scheduler: &*self.scheduler, permit: self.permit, stale: self.stale }
     }
 
     fn tell(&self, event: Event) {

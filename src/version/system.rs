@@ -14,7 +14,7 @@ use crate::format::keyfile::{KEY_FILE_BYTES_MAX, KeyFile, OpenedKeyFile, SystemK
 use crate::format::manifest::KeyPin;
 use crate::format::{FileName, Where};
 use crate::io::directory::Directory;
-use crate::keys::{KeyBroker, KeySet, Seat};
+use crate::keys::{KeyBroker, KeySet, Principal};
 use crate::types::{StoreId, TableId};
 
 /// `keys/system`, read and not believed yet.
@@ -73,7 +73,7 @@ impl SystemFile {
         if record.table != TableId::SYSTEM {
             return Err(place.tampered("it is a table's key file"));
         }
-        let keys = broker.unwrap_all(record, Seat::Service)?.keys;
+        let keys = broker.unwrap_all(record, &Principal::Service)?.keys;
         let key =
             keys.generation(generation).ok_or_else(|| place.tampered("it does not hold the key that seals it"))?;
         let file = self.file.authenticate(key, &place)?;

@@ -12,11 +12,10 @@ use super::{Background, JobKind, Writing};
 use crate::compaction::plan::{ClaimId, Plan, grandparents, plan};
 use crate::compaction::run::{Job, Progress, sync_directories};
 use crate::db::Engine;
-use crate::db::catalog::{TableState, View};
+use crate::db::catalog::{Seat, TableState, View};
 use crate::error::{Error, Result};
 use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
-use crate::keys::Seat;
 use crate::sstable::FinishedTable;
 use crate::types::Slot;
 use crate::version::Change;
@@ -91,7 +90,7 @@ impl Compactor {
         if plan(&view.version, &engine.options, &table.structure.lock().busy, &readers).is_none() {
             return Ok(None);
         }
-        engine.acquire(table, Seat::Service)?;
+        engine.acquire_for_service(table)?;
         let Some(writing) = Writing::begin(engine) else {
             engine.enqueue_compaction(table);
             return Ok(None);
@@ -223,9 +222,9 @@ impl Engine {
     }
 
     /// Compact one table until its plan is empty.
-    pub(crate) fn compact_table(&self, table: &Arc<TableState>) -> Result<()> {
-        self.flush_table(table)?;
-        self.compact_tables(std::slice::from_ref(table))
+    pub(crate) fn compact_table(&self, seat: &Seat) -> Result<()> {
+        self.flush_table(seat)?;
+        self.compact_tables(std::slice::from_ref(&seat.table))
     }
 
     /// Compact every table in memory until all plans are empty.

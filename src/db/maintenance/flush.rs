@@ -11,11 +11,10 @@ use super::{JobKind, Writing};
 use crate::compaction::plan::flush_level;
 use crate::compaction::run::{Job, Progress, sync_directories};
 use crate::db::Engine;
-use crate::db::catalog::{Memory, TableState, View};
+use crate::db::catalog::{Memory, Seat, TableState, View};
 use crate::error::{Error, Result};
 use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
-use crate::keys::Seat;
 use crate::sstable::FinishedTable;
 use crate::types::Slot;
 use crate::version::Change;
@@ -109,7 +108,7 @@ impl Flusher {
         match view {
             Some(view) => {
                 // The service's own permission: a user's revocation does not stop maintenance.
-                if let Err(error) = self.engine.acquire(&item.table, Seat::Service) {
+                if let Err(error) = self.engine.acquire_for_service(&item.table) {
                     self.leave_out(error);
                     return Ok(false);
                 }
@@ -201,9 +200,9 @@ impl Engine {
     }
 
     /// Freeze what a table has in memory and wait until it is in sorted tables.
-    pub(crate) fn flush_table(&self, table: &Arc<TableState>) -> Result<()> {
-        self.admit(table)?;
-        self.flush_tables(std::slice::from_ref(table))
+    pub(crate) fn flush_table(&self, seat: &Seat) -> Result<()> {
+        self.admit(seat)?;
+        self.flush_tables(std::slice::from_ref(&seat.table))
     }
 
     /// Freeze everything in memory and wait until it is in sorted tables.

@@ -9,11 +9,12 @@ use crate::db::catalog::TableState;
 use crate::error::Result;
 use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
+use crate::keys::TICK_PERIOD;
 use crate::types::FileNumber;
 use crate::wal::LogWriter;
 
 /// How often the ticker and the keeper look around; the resolution of permits.
-const KEEPER_PERIOD: Duration = Duration::from_millis(100);
+const KEEPER_PERIOD: Duration = TICK_PERIOD;
 
 /// Keeps the store's tick. A task of its own that never waits for a disk or a provider: while the tick stands still, no permit ends.
 pub(crate) struct Ticker {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::JobKind;
 use crate::db::Engine;
 use crate::db::batch::WriteSet;
-use crate::db::catalog::{Memory, TableState, View};
+use crate::db::catalog::{Memory, Seat, TableState, View};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::types::{FileNumber, Slot};
@@ -159,10 +159,9 @@ impl Engine {
 
     /// Why there will be no room soon: everything that is to be flushed has failed lately, or the compaction of one of these tables
     /// with too many files of level 0.
-    fn hindrance(&self, tables: &[Arc<TableState>]) -> Option<Error> {
-        let is_full =
-            |table: &&Arc<TableState>| table.pressure.level_zero_files() >= self.options.level_zero_stop_files;
-        let full = tables.iter().filter(is_full).map(|table| table.slot).collect();
+    fn hindrance(&self, tables: &[Seat]) -> Option<Error> {
+        let is_full = |seat: &&Seat| seat.table.pressure.level_zero_files() >= self.options.level_zero_stop_files;
+        let full = tables.iter().filter(is_full).map(|seat| seat.table.slot).collect();
         if let Some(error) = self.background.failure(JobKind::Compaction, &full) {
             return Some(error);
         }
@@ -172,9 +171,9 @@ impl Engine {
         all.first().map(|failure| failure.error.clone())
     }
 
-    fn congestion(&self, tables: &[Arc<TableState>]) -> Congestion {
+    fn congestion(&self, tables: &[Seat]) -> Congestion {
         let bytes = self.background.memory_bytes.load(Ordering::Relaxed);
-        let files = tables.iter().map(|table| table.pressure.level_zero_files()).max().unwrap_or(0);
+        let files = tables.iter().map(|seat| seat.table.pressure.level_zero_files()).max().unwrap_or(0);
         let (budget, options) = (self.options.write_budget_bytes, &self.options);
         if bytes >= budget + budget / 2 || files >= options.level_zero_stop_files {
             Congestion::Full
