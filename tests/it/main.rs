@@ -11,6 +11,7 @@ mod canary;
 mod cli;
 mod concurrency;
 mod crash;
+mod dynamodb;
 mod errors;
 mod faults;
 mod golden;

@@ -1,0 +1,186 @@
+//! The behaviour that is modelled, where no other test shows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use strongroom::keys::{
+    DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EncryptionContext, EngineKeyRequest, GenerateDataKeyRequest,
+    GeneratedDataKey, KeyDescription, MANAGED_ALIAS, OWNED_ALIAS, Principal, ProviderDescription, ProviderResult,
+};
+use strongroom::{ErrorKind, KeyProvider, LocalKms, MasterKey, SseStatus, SseType, TableOptions, TableStatus};
+
+use crate::world::World;
+
+/// The local provider, remembering which key and context each request named.
+#[derive(Debug)]
+struct Remembering {
+    kms: LocalKms,
+    requests: Mutex<Vec<(String, EncryptionContext)>>,
+}
+
+impl Remembering {
+    fn new(kms: &LocalKms) -> Arc<Remembering> {
+        Arc::new(Remembering { kms: kms.clone(), requests: Mutex::default() })
+    }
+
+    fn note(&self, key: &str, context: &EncryptionContext) {
+        self.requests.lock().unwrap().push((key.to_owned(), context.clone()));
+    }
+}
+
+impl KeyProvider for Remembering {
+    fn describe(&self) -> ProviderDescription {
+        self.kms.describe()
+    }
+
+    fn describe_key(&self, request: &DescribeKeyRequest) -> ProviderResult<KeyDescription> {
+        self.kms.describe_key(request)
+    }
+
+    fn generate_data_key(&self, request: &GenerateDataKeyRequest) -> ProviderResult<GeneratedDataKey> {
+        self.note(&request.key, &request.context);
+        self.kms.generate_data_key(request)
+    }
+
+    fn decrypt(&self, request: &DecryptRequest) -> ProviderResult<DecryptedDataKey> {
+        self.note(&request.key_arn, &request.context);
+        self.kms.decrypt(request)
+    }
+
+    fn managed_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
+        self.kms.managed_key(request)
+    }
+
+    fn owned_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
+        self.kms.owned_key(request)
+    }
+}
+
+#[test]
+fn a_table_without_a_word_about_keys_is_under_the_owned_key() {
+    // A failure means that somebody who says nothing about keys gets one that he did not ask for, or none.
+    let world = World::new(701);
+    let store = world.create();
+    let description = store.create_table("plain", TableOptions::new()).unwrap().describe().unwrap();
+    assert_eq!(description.status, TableStatus::Active);
+    assert_eq!(description.sse.status, SseStatus::Enabled);
+    assert_eq!((description.sse.sse_type, description.sse.master_key_arn), (None, None));
+}
+
+#[test]
+fn the_three_kinds_of_master_keys_give_the_same_answers() {
+    // A failure means that the choice of a key changes what a table keeps.
+    let world = World::new(702);
+    let customer = world.kms.create_key(Some("alias/mine"), "").unwrap();
+    let store = world.create();
+    let mut seen = Vec::new();
+    for (name, key) in [
+        ("owned", MasterKey::owned()),
+        ("managed", MasterKey::managed()),
+        ("customer", MasterKey::customer("alias/mine")),
+    ] {
+        let table = store.create_table(name, TableOptions::new().master_key(key)).unwrap();
+        for number in 0..200 {
+            table.put(format!("key {:03}", number * 7 % 150), format!("value {number}")).unwrap();
+        }
+        table.delete("key 003").unwrap();
+        table.compact().unwrap();
+        table.put("late", "one").unwrap();
+        let sse = table.describe().unwrap().sse;
+        let entries: Vec<_> = table.iter().map(|entry| entry.unwrap()).collect();
+        seen.push((sse, entries));
+    }
+    assert!(seen[0].1 == seen[1].1 && seen[1].1 == seen[2].1);
+    assert_eq!(seen[0].1.len(), 150);
+    let managed = world.kms.key(MANAGED_ALIAS).unwrap();
+    let arns: Vec<_> = seen.iter().map(|(sse, _)| (sse.status, sse.sse_type, sse.master_key_arn.clone())).collect();
+    assert_eq!(
+        arns,
+        [
+            (SseStatus::Enabled, None, None),
+            (SseStatus::Enabled, Some(SseType::Kms), Some(managed.arn)),
+            (SseStatus::Enabled, Some(SseType::Kms), Some(customer.arn)),
+        ]
+    );
+}
+
+#[test]
+fn all_four_forms_of_a_name_stand_for_one_recorded_arn() {
+    // A failure means that a table is lost when somebody points an alias elsewhere.
+    let world = World::new(703);
+    let key = world.kms.create_key(Some("alias/mine"), "").unwrap();
+    let alias_arn = key.arn.replace(&format!("key/{}", key.id), "alias/mine");
+    let provider = Remembering::new(&world.kms);
+    let builder = || world.builder().shared_key_provider(provider.clone());
+    let store = builder().create().unwrap();
+    for (number, name) in [&key.id, &key.arn, "alias/mine", &alias_arn].into_iter().enumerate() {
+        let options = TableOptions::new().master_key(MasterKey::customer(name));
+        store.create_table(&format!("table {number}"), options).unwrap().put("k", "v").unwrap();
+    }
+    store.close().unwrap();
+    world.kms.remove_alias("alias/mine").unwrap();
+    world.kms.create_key(Some("alias/mine"), "another key").unwrap();
+
+    provider.requests.lock().unwrap().clear();
+    let store = builder().open().unwrap();
+    for number in 0..4 {
+        let table = store.table(&format!("table {number}")).unwrap();
+        assert_eq!(table.get("k").unwrap().as_deref(), Some(&b"v"[..]));
+        assert_eq!(table.describe().unwrap().sse.master_key_arn.as_ref(), Some(&key.arn));
+    }
+    let owned = world.kms.owned_key(&EngineKeyRequest::new(Principal::Service)).unwrap().arn;
+    let named: BTreeSet<String> = provider.requests.lock().unwrap().iter().map(|(key, _)| key.clone()).collect();
+    assert_eq!(named, BTreeSet::from([owned, key.arn]), "the provider is asked by ARN alone");
+}
+
+#[test]
+fn the_owned_key_is_in_nobodys_sight() {
+    // A failure means that users see, and can break, a key that is the engine's own affair.
+    let world = World::new(704);
+    let store = world.create();
+    store.create_table("plain", TableOptions::new()).unwrap().put("k", "v").unwrap();
+    assert!(world.kms.list_keys().unwrap().is_empty());
+    assert_eq!(world.kms.disable(OWNED_ALIAS).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert_eq!(world.kms.add_alias(OWNED_ALIAS, "alias/mine").unwrap_err().kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn the_managed_key_is_made_at_first_use_and_not_the_users_to_manage() {
+    // A failure means two managed keys where one is expected, or a table lost by a slip of the hand.
+    let world = World::new(705);
+    let store = world.create();
+    store.create_table("plain", TableOptions::new()).unwrap();
+    assert!(world.kms.list_keys().unwrap().is_empty(), "nobody has asked for it yet");
+    let managed = || TableOptions::new().master_key(MasterKey::managed());
+    let first = store.create_table("one", managed()).unwrap().describe().unwrap().sse;
+    let second = store.create_table("two", managed()).unwrap().describe().unwrap().sse;
+    let listed = world.kms.list_keys().unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(first.master_key_arn.as_ref(), Some(&listed[0].arn));
+    assert_eq!(first, second);
+    assert_eq!(listed[0].aliases, [MANAGED_ALIAS]);
+    assert_eq!(world.kms.disable(MANAGED_ALIAS).unwrap_err().kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn the_context_names_ids_and_never_the_table() {
+    // A failure means that table names stand in clear in a KMS's log, or that a wrap opens for another table.
+    let world = World::new(706);
+    let provider = Remembering::new(&world.kms);
+    let store = world.builder().shared_key_provider(provider.clone()).create().unwrap();
+    let table = store.create_table("CANARY-NAME", TableOptions::new()).unwrap();
+    let other = store.create_table("CANARY-OTHER", TableOptions::new()).unwrap();
+    let requests = provider.requests.lock().unwrap();
+    let contexts: Vec<BTreeMap<&str, &str>> = requests.iter().map(|(_, context)| context.pairs().collect()).collect();
+    assert!(!format!("{contexts:?}").contains("CANARY"));
+    let (store_id, table_id) = (store.id().to_string(), table.id().to_string());
+    let expected = BTreeMap::from([
+        ("strongroom:generation", "1"),
+        ("strongroom:purpose", "table key"),
+        ("strongroom:store", &*store_id),
+        ("strongroom:table", &*table_id),
+    ]);
+    assert!(contexts.contains(&expected), "{contexts:?}");
+    assert_ne!(table.id(), other.id());
+    assert_eq!(contexts.iter().collect::<BTreeSet<_>>().len(), 3, "system key and two tables");
+}
