@@ -334,6 +334,9 @@ pub enum ProviderReason {
     /// No answer came in time.
     #[error("provider timed out")]
     TimedOut,
+    /// The provider answered, but the audit trail, which [must be written](crate::TrailOptions::required), could not be.
+    #[error("not recorded in the trail")]
+    NotRecorded,
     /// A policy denies the request to this principal.
     #[error("access denied")]
     Denied,
@@ -383,7 +386,7 @@ impl ProviderReason {
     pub fn class(self) -> ProviderClass {
         use ProviderReason::*;
         match self {
-            Unreachable | Throttled | TimedOut => ProviderClass::Transient,
+            Unreachable | Throttled | TimedOut | NotRecorded => ProviderClass::Transient,
             Denied | NoGrant | BadCredentials | PrincipalUnsupported => ProviderClass::Principal,
             KeyDisabled | KeyPendingDeletion | KeyPendingImport | KeyNotFound => ProviderClass::Key,
             InvalidCiphertext | UnexpectedAnswer => ProviderClass::Material,

@@ -69,6 +69,13 @@ pub enum Event {
         /// The table.
         table: TableId,
     },
+    /// An event of the audit trail could not be recorded.
+    TrailFailed {
+        /// How many could not since the last one that could.
+        lost: u64,
+        /// What kept this one from being recorded.
+        reason: String,
+    },
     /// Writers are being slowed down because flushes or compaction cannot keep up.
     StallBegan,
     /// Writers are no longer slowed down.

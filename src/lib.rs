@@ -72,7 +72,7 @@ pub use db::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use keys::{KeyProvider, LocalKms, Principal, Unlock};
-pub use options::{Cipher, Compression, Durability, MasterKey, StoreOptions, TableOptions};
+pub use options::{Cipher, Compression, Durability, MasterKey, StoreOptions, TableOptions, TrailOptions};
 pub use value::Value;
 
 #[cfg(any(test, fuzzing))]

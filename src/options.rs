@@ -73,6 +73,15 @@ impl MasterKey {
         MasterKey::Managed
     }
 
+    /// What it was called: `owned`, `managed`, or the customer's key as it was named.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            MasterKey::Owned => "owned",
+            MasterKey::Managed => "managed",
+            MasterKey::Customer(name) => name,
+        }
+    }
+
     /// A key of the user's, by key id, ARN or alias.
     pub fn customer(key: impl Into<String>) -> MasterKey {
         MasterKey::Customer(key.into())
@@ -143,6 +152,34 @@ impl TableOptions {
     pub(crate) fn validate(&self) -> Result<()> {
         in_range("block_bytes", self.block_bytes as u64, BLOCK_BYTES_MIN as u64, BLOCK_BYTES_MAX as u64)?;
         in_range("filter_bits_per_key", u64::from(self.filter_bits_per_key), 0, 32)
+    }
+}
+
+/// Settings of a store's audit trail.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TrailOptions {
+    pub(crate) required: bool,
+    pub(crate) table_names: bool,
+}
+
+impl TrailOptions {
+    /// The defaults: the store goes on when the trail cannot be written, and tables are shown by their ids.
+    pub fn new() -> TrailOptions {
+        TrailOptions::default()
+    }
+
+    /// Use no provider's answer that could not be recorded: such a request fails with
+    /// [`NotRecorded`](crate::error::ProviderReason::NotRecorded), a transient failure. Default: an event says so, and the next record counts
+    /// what is missing.
+    pub fn required(mut self, required: bool) -> TrailOptions {
+        self.required = required;
+        self
+    }
+
+    /// Show tables' names beside their ids. The trail lies in clear, and so will the names. Default: ids alone.
+    pub fn table_names(mut self, shown: bool) -> TrailOptions {
+        self.table_names = shown;
+        self
     }
 }
 

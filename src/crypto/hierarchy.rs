@@ -6,7 +6,7 @@ use std::sync::Arc;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::kdf::{Expander, LABEL_FILE, LABEL_HEADER, LABEL_STREAM, Owner, block_info};
+use super::kdf::{Expander, LABEL_COMMITMENT, LABEL_FILE, LABEL_HEADER, LABEL_STREAM, LABEL_TRAIL, Owner, block_info};
 use super::place::STREAM_SEALS_MAX;
 use super::secret::wipe_stack;
 use super::suite::{Cipher, NONCE_ZERO};
@@ -101,6 +101,14 @@ impl TableKey {
         StreamSealer::new(key, ordinals.instance())
     }
 
+    /// The key of the audit trail's chain, which is the system key's to give.
+    pub(crate) fn trail_key(&self) -> TrailKey {
+        let key = expand(&self.secret, &self.owner.info(LABEL_TRAIL));
+        let expander = ready_expander(&key);
+        wipe_stack();
+        TrailKey { generation: self.owner.generation, expander }
+    }
+
     fn derive(&self, label: &[u8; 16], suite: Suite, kind: FileKind, number: FileNumber, salt: &Salt) -> Secret {
         let key = extract_and_expand(&self.secret, salt, &self.owner.identity(label, suite, kind, number));
         wipe_stack();
@@ -120,7 +128,7 @@ impl std::fmt::Debug for TableKey {
 #[inline(never)]
 fn commit(secret: &Secret, owner: &Owner) -> Commitment {
     let mut commitment = [0; 32];
-    Expander::from_key(secret).expand_into(&[&owner.commitment_info()], &mut commitment);
+    Expander::from_key(secret).expand_into(&[&owner.info(LABEL_COMMITMENT)], &mut commitment);
     Commitment(commitment)
 }
 
@@ -130,8 +138,45 @@ fn ready_expander(key: &Secret) -> Expander {
 }
 
 #[inline(never)]
+fn expand(key: &Secret, info: &[u8]) -> Secret {
+    Expander::from_key(key).expand(&[info])
+}
+
+#[inline(never)]
 fn extract_and_expand(secret: &Secret, salt: &Salt, info: &[u8]) -> Secret {
     Expander::extract(salt, secret).expand(&[info])
+}
+
+/// Chains the records of an audit trail: whoever does not have it can neither make one up nor change one.
+pub(crate) struct TrailKey {
+    generation: Generation,
+    expander: Expander,
+}
+
+impl TrailKey {
+    /// Generation of the system key that this is derived from.
+    pub(crate) fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// HMAC-SHA256 of the text and the byte 1, which is what HKDF expands it to. The text is public; like a header's tag, its MAC is a
+    /// pseudo-random function of it and nothing that must be made once.
+    pub(crate) fn mac(&self, text: &[u8]) -> [u8; 32] {
+        let mut mac = [0; 32];
+        self.expander.expand_into(&[text], &mut mac);
+        mac
+    }
+
+    /// Whether this is the text's MAC, in constant time.
+    pub(crate) fn is_mac(&self, text: &[u8], mac: &[u8; 32]) -> bool {
+        self.mac(text).ct_eq(mac).into()
+    }
+}
+
+impl std::fmt::Debug for TrailKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TrailKey").field("generation", &self.generation).finish_non_exhaustive()
+    }
 }
 
 /// Opens the frames of one file instance. Cheap to clone; ready, so that a frame costs two hash compressions and one

@@ -12,7 +12,7 @@
 //!     57     1  file kind
 //!     58     8  file number      u64
 //!
-//! commitment: the same without suite, kind and number: label, version, store id, table id, generation (56 bytes)
+//! commitment, trail: the same without suite, kind and number: label, version, store id, table id, generation (56 bytes)
 //! block:      label, ordinal u64 (24 bytes)
 //! header:     label, then the header's bytes
 //! ```
@@ -37,11 +37,12 @@ pub(super) const LABEL_FILE: &Label = b"strongroom file ";
 pub(super) const LABEL_STREAM: &Label = b"strongroom strm ";
 pub(super) const LABEL_BLOCK: &Label = b"strongroom block";
 pub(super) const LABEL_HEADER: &Label = b"strongroom head ";
+pub(super) const LABEL_TRAIL: &Label = b"strongroom trail";
 pub(super) const LABEL_ONCE: &Label = b"strongroom once ";
 pub(super) const LABEL_ONCE_CHECK: &Label = b"strongroom chck ";
 
 const IDENTITY_BYTES: usize = LABEL_BYTES + 4 + 1 + 16 + 16 + 4 + 1 + 8;
-const COMMITMENT_INFO_BYTES: usize = LABEL_BYTES + 4 + 16 + 16 + 4;
+const OWNER_INFO_BYTES: usize = LABEL_BYTES + 4 + 16 + 16 + 4;
 const BLOCK_INFO_BYTES: usize = LABEL_BYTES + 8;
 
 // 9 bytes of padding leave 55 of a SHA-256 block, and HKDF's counter wants one of them.
@@ -56,9 +57,10 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn commitment_info(&self) -> [u8; COMMITMENT_INFO_BYTES] {
+    /// What a key's commitment, or another thing that there is once per key, is derived with.
+    pub(super) fn info(&self, label: &Label) -> [u8; OWNER_INFO_BYTES] {
         let mut info = Fields::new();
-        info.put(LABEL_COMMITMENT);
+        info.put(label);
         info.put(&FORMAT_VERSION.to_le_bytes());
         info.put(self.store.as_bytes());
         info.put(self.table.as_bytes());

@@ -5,6 +5,8 @@
 //!   │
 //!   ├─ Expand "strongroom pin  " + store, table, generation ............ commitment, pinned      Commitment
 //!   │
+//!   ├─ Expand "strongroom trail" + store, table, generation ............ (system key) chain key  TrailKey
+//!   │
 //!   ├─ Extract(salt) then Expand "strongroom file " + identity ......... file key                FileKey, SealingKey
 //!   │     ├─ Expand "strongroom head " + header bytes .................. header tag, 16 bytes
 //!   │     └─ Expand "strongroom block" + ordinal ....................... block key, nonce 0: seals one frame
@@ -67,7 +69,7 @@ use std::io;
 use subtle::ConstantTimeEq;
 
 pub(crate) use authentic::Authentic;
-pub(crate) use hierarchy::{FileKey, SealingKey, TableKey};
+pub(crate) use hierarchy::{FileKey, SealingKey, TableKey, TrailKey};
 pub(crate) use kdf::FORMAT_VERSION;
 pub(crate) use once::{ONCE_OVERHEAD_BYTES, Refused, open_once, seal_once};
 pub(crate) use passphrase::Stretching;

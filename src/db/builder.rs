@@ -11,8 +11,9 @@ use crate::crypto::Suite;
 use crate::error::{Error, Result};
 use crate::event::EventSink;
 use crate::io::Environment;
+use crate::keys::trail::{TrailSetting, TrailSink};
 use crate::keys::{KeyProvider, LocalKms};
-use crate::options::StoreOptions;
+use crate::options::{StoreOptions, TrailOptions};
 use crate::types::Epoch;
 
 /// Settings for opening or creating a store. Made by [`Store::builder`].
@@ -27,6 +28,7 @@ pub struct Builder {
     pub(super) anchor: Option<Arc<dyn EpochAnchor>>,
     pub(super) events: Option<Arc<dyn EventSink>>,
     pub(super) authorizer: Option<Arc<dyn Authorizer>>,
+    pub(super) trail: Option<TrailSetting>,
     #[cfg(strongroom_plaintext_baseline)]
     plaintext: bool,
 }
@@ -60,6 +62,7 @@ impl Builder {
             anchor: None,
             events: None,
             authorizer: None,
+            trail: None,
             #[cfg(strongroom_plaintext_baseline)]
             plaintext: false,
         }
@@ -119,6 +122,13 @@ impl Builder {
         self
     }
 
+    /// Record every use of a master key, and every call that creates, changes or drops a table: see [`trail`](crate::keys::trail). Default: nothing
+    /// is recorded. Give it at every open, since what happens without it stands nowhere.
+    pub fn trail(mut self, sink: Arc<dyn TrailSink>, options: TrailOptions) -> Builder {
+        self.trail = Some(TrailSetting { sink, options });
+        self
+    }
+
     /// A store that seals nothing, tables and metadata alike, to measure what sealing costs. Whether a store is one is decided when it is
     /// created and must be said again at each open; builds without `--cfg strongroom_plaintext_baseline` refuse it and cannot make one.
     #[cfg(strongroom_plaintext_baseline)]
@@ -149,7 +159,7 @@ impl Builder {
     /// Create a store in a directory that does not exist or is empty.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`]; [`Error::InvalidArgument`] without a provider, with one whose keyring lies inside the directory, or for a setting that
+    /// [`Error::AlreadyExists`]; [`Error::InvalidArgument`] without a provider, with one whose keyring lies inside the directory, with a trail inside of it, or for a setting that
     /// cannot be; [`Error::KeyUnavailable`] or [`Error::MasterKeyUnavailable`] if the provider gives no key. In these cases nothing was written.
     pub fn create(self) -> Result<Store> {
         Opening::new(self)?.create()

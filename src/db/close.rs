@@ -1,7 +1,7 @@
 //! How a store is closed in good order.
 //!
 //! ```text
-//! background work ended ─ log synced ─ CleanClose in the manifest ─ its length in CURRENT ─ keys gone ─ unlocked
+//! background work ended ─ log synced ─ trail attested ─ CleanClose in the manifest ─ its length in CURRENT ─ keys gone ─ unlocked
 //! ```
 //! From then on any missing byte of log or manifest is an error. A store that could not be closed so is recovered when it is next opened.
 
@@ -67,6 +67,7 @@ impl Engine {
                 self.log.spare_end().unwrap_or(end)
             }
         };
+        self.attest_trail(true)?;
         let tag = writer.last_tag();
         let last = SegmentEnd { end_bytes: end.end_bytes, tag };
         self.manifest.close(end.segment, last, self.visible.load()).map_err(|error| self.poison(error))

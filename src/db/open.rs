@@ -31,11 +31,12 @@ use super::{Engine, Store};
 use crate::error::{Error, Result};
 use crate::event::{Event, EventSink};
 use crate::format::keyfile::{KeyFile, KeyState, MasterKind, SystemKeyFile};
-use crate::format::manifest::{Edit, KeyPin};
+use crate::format::manifest::{Edit, KeyPin, TrailHead};
 use crate::format::{DIRECTORIES, FileName};
 use crate::io::directory::{Directory, refused};
 use crate::io::os::TickCell;
 use crate::io::{EntryKind, Lock, Signal, Task};
+use crate::keys::trail::{Trail, TrailEnd};
 use crate::keys::{KeyBroker, KeyProvider, KeySet, SystemKeys, TableLease, refuse_keyring_inside};
 use crate::sync::VisibleSeq;
 use crate::types::{Epoch, FileNumber, Generation, Slot, StoreId, TableId};
@@ -69,6 +70,7 @@ struct Parts {
     lock: Box<dyn Lock>,
     keys: KeyBroker,
     system: SystemKeys,
+    trail_end: Option<TrailEnd>,
     state: State,
     manifest_number: FileNumber,
     log_segments: BTreeMap<FileNumber, u64>,
@@ -87,6 +89,9 @@ impl Opening {
         let events = builder.events.clone().unwrap_or_else(|| Arc::new(NoSink));
         for provider in [Some(&provider), builder.owned_provider.as_ref()].into_iter().flatten() {
             refuse_keyring_inside(&**provider, &builder.path, &*builder.env.vfs)?;
+        }
+        if let Some(trail) = &builder.trail {
+            trail.check_outside(&builder.path, &*builder.env.vfs)?;
         }
         Ok(Opening { builder, provider, dir, events })
     }
@@ -131,6 +136,8 @@ impl Opening {
         let generation = Generation(1);
         let new = keys.new_system_key(generation)?;
         let suite = self.builder.system_suite();
+        let system = KeySet::one(new.key);
+        let trail_end = self.find_trail(store, &system, None)?;
 
         self.make_directory()?;
         let lock = self.take_lock()?;
@@ -149,18 +156,19 @@ impl Opening {
             master: MasterKind::Owned,
             wraps: vec![new.wrap.clone()],
         };
-        let (bytes, tag) = SystemKeyFile::seal(&record, &new.key, suite, &*self.builder.env.entropy)?;
+        let (bytes, tag) = SystemKeyFile::seal(&record, system.current(), suite, &*self.builder.env.entropy)?;
         let name = FileName::SystemKey;
         self.dir.replace(&name.path(), &name.temporary_path(), &bytes)?;
         self.dir.sync_dir(&name.directory())?;
 
-        let pin = KeyPin { version: 1, tag, generations: vec![(generation, *new.key.commitment())] };
+        let pin = KeyPin { version: 1, tag, generations: vec![(generation, *system.current().commitment())] };
         let real_entropy = self.builder.env.entropy.is_real();
         let meta = StoreMeta { store, lineage, created_ms, real_entropy, suite };
         let parts = Parts {
             lock,
             keys,
-            system: SystemKeys::new(KeySet::one(new.key)),
+            system: SystemKeys::new(system),
+            trail_end,
             state: State::new(meta, pin),
             manifest_number: FileNumber(1),
             log_segments: BTreeMap::new(),
@@ -256,6 +264,7 @@ impl Opening {
         if attested > state.epoch {
             return Err(Error::RolledBack { found: state.epoch, attested });
         }
+        let trail_end = self.find_trail(state.store.store, &system.keys, state.trail.as_ref())?;
 
         // From here on the directory changes.
         if !found.closed {
@@ -277,6 +286,7 @@ impl Opening {
             lock,
             keys,
             system: SystemKeys::new(system.keys),
+            trail_end,
             state: next,
             manifest_number,
             log_segments: next_segments,
@@ -286,6 +296,11 @@ impl Opening {
             report,
         };
         self.start(parts)
+    }
+
+    /// Where the trail goes on, if there is to be one.
+    fn find_trail(&self, store: StoreId, system: &KeySet, head: Option<&TrailHead>) -> Result<Option<TrailEnd>> {
+        self.builder.trail.as_ref().map(|trail| trail.find_end(store, system, head)).transpose()
     }
 
     fn check_state(&self, state: &State, system: &SystemKey) -> Result<()> {
@@ -389,6 +404,7 @@ impl Opening {
             lock,
             keys,
             system,
+            trail_end,
             mut state,
             manifest_number,
             log_segments,
@@ -408,6 +424,18 @@ impl Opening {
         state.segments.insert(segment_number, SegmentMeta { salt: segment.salt(), end: None });
         state.next_file = state.next_file.max(next_file);
         log.offer_spare(segment);
+        if let (Some(setting), Some(end)) = (&self.builder.trail, &trail_end) {
+            let trail = Trail::new(setting, state.store.store, end, system.clone(), &env, self.builder.events.clone());
+            for meta in state.tables.values() {
+                trail.name_table(meta.record.id, &meta.record.name);
+            }
+            // What survived a crash is attested from now on.
+            if let Some(head) = trail.head_due(true) {
+                state.trail = Some(head);
+                trail.attested(&head);
+            }
+            keys.set_trail(trail);
+        }
         let manifest = Manifest::create(
             self.dir.clone(),
             env.entropy.clone(),

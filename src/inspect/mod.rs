@@ -4,6 +4,7 @@
 //!           needs          finds
 //! scrub     no key         bytes that are not the bytes that were written            any machine, any time
 //! verify    every key      ... and bytes that nobody who has the keys wrote, or that are missing, old, or in the wrong place
+//! trail     the system key nothing in the store: records of its audit trail that are missing or that it did not write
 //! dump      no key or all  nothing: it shows what a file says, for a person
 //! ```
 //!
@@ -30,6 +31,8 @@
 mod contents;
 mod dump;
 mod scrub;
+#[cfg(feature = "trail")]
+mod trail;
 mod verify;
 
 use std::fmt;
@@ -159,6 +162,19 @@ impl Inspection {
         verify::verify(self, progress)
     }
 
+    /// Check the audit trail in `folder`: that no record is missing, altered, moved or repeated, up to the last one that the store attests; and that
+    /// those behind it are authentic. See [`TrailReport`](crate::keys::trail::TrailReport) for what that leaves open.
+    ///
+    /// Takes the store's lock for as long as it runs. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] without a provider; [`Error::NotAStore`]; [`Error::Locked`] if the store is open elsewhere; whatever keeps the
+    /// system key or the manifest from being read; [`Error::Io`] if the folder or a file in it cannot be read.
+    #[cfg(feature = "trail")]
+    pub fn verify_trail(&self, folder: &crate::keys::trail::TrailFolder) -> Result<crate::keys::trail::TrailReport> {
+        trail::verify_trail(self, folder)
+    }
+
     /// Check every checksum. Needs no key, so it can run where no key may ever be.
     ///
     /// That all checksums are right means that the bytes are those that were written: the medium is in order. It does not mean that
@@ -195,6 +211,13 @@ impl fmt::Debug for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Inspection").field(&self.path).finish()
     }
+}
+
+/// The provider of the keys without which nothing can be verified.
+fn provider(inspection: &Inspection) -> Result<Arc<dyn KeyProvider>> {
+    let missing =
+        || Error::InvalidArgument { what: "key provider", detail: "nothing can be verified without keys".into() };
+    inspection.main.clone().ok_or_else(missing)
 }
 
 /// A name in a store's directory.

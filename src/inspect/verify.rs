@@ -16,7 +16,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::scrub::{Walked, walk};
-use super::{Inspection, Listed, Meter, Progress, Source, What, list};
+use super::{Inspection, Listed, Meter, Progress, Source, What, list, provider};
 use crate::crypto::TableKey;
 use crate::error::{Error, Result};
 use crate::format::frame::{FileHeader, HEADER_BYTES};
@@ -91,10 +91,7 @@ pub struct UnavailableTable {
 }
 
 pub(super) fn verify(inspection: &Inspection, progress: &mut dyn FnMut(Progress<'_>)) -> Result<VerifyReport> {
-    let provider = inspection.main.clone().ok_or_else(|| Error::InvalidArgument {
-        what: "key provider",
-        detail: "nothing can be verified without keys".to_owned(),
-    })?;
+    let provider = provider(inspection)?;
     let dir = inspection.directory();
     // Looked at before the lock is taken, which would make a lock file in a directory that is no store.
     list(&dir)?;
@@ -115,7 +112,7 @@ pub(super) fn verify(inspection: &Inspection, progress: &mut dyn FnMut(Progress<
 
 /// Keep others from opening the store meanwhile. A store without a lock file is a copy that nobody ever opened, and none is made; on
 /// media that cannot be written nobody can have it open for writing.
-fn lock(dir: &Directory) -> Result<Option<Box<dyn Lock>>> {
+pub(super) fn lock(dir: &Directory) -> Result<Option<Box<dyn Lock>>> {
     let name = FileName::Lock.path();
     if dir.metadata(&name)?.is_none() {
         return Ok(None);

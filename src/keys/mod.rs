@@ -8,6 +8,7 @@
 //! lease.rs      a table's keys in memory, and who may use them until when
 //! system.rs     the system key of an open store, which a rotation replaces
 //! time.rs       the time in which permits end
+//! trail/        every use of a key, as a chained record
 //! mod.rs        KeyBroker: asks providers, checks their answers, tells what happened
 //! ```
 //!
@@ -24,13 +25,14 @@ mod pkcs11;
 mod provider;
 mod system;
 mod time;
+pub mod trail;
 
 #[cfg(test)]
 mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub(crate) use self::lease::{KeySet, Look, Permit, Renewal, TICK_PERIOD, TableLease, Unwrapped};
@@ -46,6 +48,7 @@ pub use self::pkcs11::{Pin, Pkcs11Provider};
 pub use self::provider::*;
 pub(crate) use self::system::SystemKeys;
 use self::time::StoreTime;
+use self::trail::{Call, Managed, Owned, Trail};
 use crate::crypto::TableKey;
 use crate::error::{Error, ProviderError, ProviderReason, Result};
 use crate::event::{Event, EventSink};
@@ -66,6 +69,8 @@ pub(crate) struct KeyBroker {
     permit: Duration,
     stale: Duration,
     events: Option<Arc<dyn EventSink>>,
+    /// Where requests are recorded; empty if they are not, and until the system key is there, which is an owned key's and not recorded.
+    trail: OnceLock<Trail>,
 }
 
 /// A master key that was given by kind or name, resolved to what is recorded.
@@ -105,6 +110,7 @@ impl KeyBroker {
             permit,
             stale: Duration::ZERO,
             events,
+            trail: OnceLock::new(),
         }
     }
 
@@ -129,6 +135,16 @@ impl KeyBroker {
         Ok(())
     }
 
+    /// Record what providers are asked from now on.
+    pub(crate) fn set_trail(&self, trail: Trail) {
+        let _ = self.trail.set(trail);
+    }
+
+    /// The store's trail, if there is one.
+    pub(crate) fn trail(&self) -> Option<&Trail> {
+        self.trail.get()
+    }
+
     /// Store time now, by a call to the clocks, which are compared. The store keeps the answer where every operation can load it
     /// and calls this several times a second while it is in use: permits end in this time.
     pub(crate) fn advance(&self) -> Tick {
@@ -142,11 +158,13 @@ impl KeyBroker {
     pub(crate) fn resolve(&self, key: &MasterKey, principal: &Principal) -> Result<Master> {
         let engine_key = EngineKeyRequest::new(principal.clone());
         let (kind, name, answer) = match key {
-            MasterKey::Owned => (MasterKind::Owned, OWNED_ALIAS, guarded(|| self.owned.owned_key(&engine_key))),
-            MasterKey::Managed => (MasterKind::Managed, MANAGED_ALIAS, guarded(|| self.main.managed_key(&engine_key))),
+            MasterKey::Owned => (MasterKind::Owned, OWNED_ALIAS, self.ask(MasterKind::Owned, &Owned(&engine_key))),
+            MasterKey::Managed => {
+                (MasterKind::Managed, MANAGED_ALIAS, self.ask(MasterKind::Managed, &Managed(&engine_key)))
+            }
             MasterKey::Customer(name) => {
                 let request = DescribeKeyRequest::new(name.clone(), principal.clone());
-                (MasterKind::Customer, name.as_str(), guarded(|| self.main.describe_key(&request)))
+                (MasterKind::Customer, name.as_str(), self.ask(MasterKind::Customer, &request))
             }
         };
         let refused = |source| Error::MasterKeyUnavailable { key: name.to_owned(), source };
@@ -174,7 +192,8 @@ impl KeyBroker {
         let context = self.context(table, generation).map_err(|source| Error::KeyUnavailable { table, source })?;
         let request = GenerateDataKeyRequest::new(master.arn.clone(), context.clone(), principal.clone());
         let sent = self.time.advance();
-        let made = guarded(|| self.provider(master.kind).generate_data_key(&request))
+        let made = self
+            .ask(master.kind, &request)
             .and_then(|made| if made.key_arn == master.arn { Ok(made) } else { Err(other_key(&made.key_arn)) })
             .map_err(|source| Error::KeyUnavailable { table, source })?;
         let key = TableKey::new(made.plaintext.into_secret(), self.store, table, generation);
@@ -326,7 +345,7 @@ impl KeyBroker {
         let context = EncryptionContext::from_pairs(wrap.context.iter().cloned())
             .map_err(|source| Error::KeyUnavailable { table, source })?;
         let request = DecryptRequest::new(wrap.key_arn.clone(), wrap.wrapped.clone(), context, principal.clone());
-        let opened = guarded(|| self.provider(kind).decrypt(&request)).map_err(|source| match source.reason {
+        let opened = self.ask(kind, &request).map_err(|source| match source.reason {
             ProviderReason::InvalidCiphertext => tampered(table, "the provider does not recognise the wrapped key"),
             _ => Error::KeyUnavailable { table, source },
         })?;
@@ -352,6 +371,16 @@ impl KeyBroker {
             ("strongroom:table", table.to_string()),
             ("strongroom:generation", generation.to_string()),
         ])
+    }
+
+    /// Ask the provider of this kind of key: the one way on which requests leave the store. They are recorded once the answer is there and
+    /// before it is used, unless they are about the owned key. No lock may be held.
+    fn ask<C: Call>(&self, kind: MasterKind, call: &C) -> ProviderResult<C::Answer> {
+        let answer = guarded(|| call.send(self.provider(kind)));
+        match self.trail.get() {
+            Some(trail) if kind != MasterKind::Owned => trail.provider_asked(call, &answer).and(answer),
+            _ => answer,
+        }
     }
 
     fn provider(&self, kind: MasterKind) -> &dyn KeyProvider {
