@@ -11,6 +11,7 @@
 //!         ├─ scan         point reads, cursors, iterators
 //!         ├─ maintenance  flush, compaction, permits, log segments, backpressure
 //!         ├─ log, manifest, keys, readers: the parts below
+//!         ├─ trail        what is recorded besides what providers are asked
 //!         ├─ builder      how a store is asked for
 //!         ├─ open         create, lock, recover
 //!         └─ close        the end in good order
@@ -36,6 +37,7 @@ mod session;
 mod snapshot;
 mod table;
 mod tables;
+mod trail;
 mod warden;
 
 use std::fmt;
@@ -214,11 +216,12 @@ impl Store {
     /// # Errors
     /// As for [`create_table`](Store::create_table).
     pub fn create_tables(&self, tables: &[(&str, TableOptions)]) -> Result<Vec<Table>> {
-        for (name, _) in tables {
-            self.handle.authorise_create(name)?;
-        }
-        let made = self.engine().create_tables(tables, self.handle.principal())?;
-        Ok(made.into_iter().map(|state| Table::new(self.handle.clone(), state)).collect())
+        self.engine().check_open()?;
+        let mut begun = Vec::new();
+        let allowed = tables.iter().try_for_each(|(name, _)| self.handle.authorise_create(name));
+        let made = allowed.and_then(|()| self.engine().create_tables(tables, self.handle.principal(), &mut begun));
+        self.handle.record_creations(tables, &begun, &made);
+        Ok(made?.into_iter().map(|state| Table::new(self.handle.clone(), state)).collect())
     }
 
     /// The table of this name.
@@ -252,8 +255,11 @@ impl Store {
     /// [`Error::TableNotFound`]; [`Error::Io`] if the manifest or key file cannot be written. A drop that was begun is ended when
     /// the store is next opened.
     pub fn drop_table(&self, name: &str) -> Result<()> {
-        self.handle.check_owner("drop a table")?;
-        self.engine().drop_table(name)
+        self.engine().check_open()?;
+        let table = self.engine().catalog.named(name).ok().map(|table| table.id);
+        let dropped = self.handle.check_owner("drop a table").and_then(|()| self.engine().drop_table(name));
+        self.handle.record_drop(name, table, &dropped);
+        dropped
     }
 
     /// An empty batch.

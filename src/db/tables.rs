@@ -12,13 +12,13 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::catalog::TableState;
+use super::trail::Begun;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::format::FileName;
-use crate::format::keyfile::{KeyFile, KeyState, MasterKind};
+use crate::format::keyfile::{KeyFile, KeyState};
 use crate::format::manifest::{Edit, KeyPin, TableRecord};
 use crate::io::directory::Directory;
-use crate::keys::trail::TableCall;
 use crate::keys::{NewKey, Principal, TableLease};
 use crate::options::TableOptions;
 use crate::types::{FileNumber, Generation, Slot, TABLE_NAME_BYTES_MAX, TableId};
@@ -31,41 +31,9 @@ struct Draft {
     key_file: KeyFile,
 }
 
-/// What the trail says of a table that may come to exist.
-struct Begun {
-    table: TableId,
-    /// Unless the store's own key is meant.
-    master_key_arn: Option<String>,
-}
-
 impl Engine {
-    /// Make tables: all or none.
+    /// Make tables: all or none. `begun` gets those that got so far that they have an id.
     pub(super) fn create_tables(
-        &self,
-        tables: &[(&str, TableOptions)],
-        creator: &Principal,
-    ) -> Result<Vec<Arc<TableState>>> {
-        self.check_open()?;
-        let mut begun = Vec::new();
-        let outcome = self.try_create_tables(tables, creator, &mut begun);
-        if let Some(trail) = self.keys.trail() {
-            for (number, (name, options)) in tables.iter().enumerate() {
-                let begun = begun.get(number);
-                let call = TableCall {
-                    name: "CreateTable",
-                    principal: creator.clone(),
-                    table: begun.map(|begun: &Begun| begun.table),
-                    table_name: name,
-                    master_key: Some(options.master_key.name()),
-                    master_key_arn: begun.and_then(|begun| begun.master_key_arn.as_deref()),
-                };
-                trail.table_called(&call, outcome.as_ref().map(drop));
-            }
-        }
-        outcome
-    }
-
-    fn try_create_tables(
         &self,
         tables: &[(&str, TableOptions)],
         creator: &Principal,
@@ -119,26 +87,15 @@ impl Engine {
         Ok(made)
     }
 
-    fn draft(
-        &self,
-        name: &str,
-        options: &TableOptions,
-        creator: &Principal,
-        begun: &mut Vec<Begun>,
-    ) -> Result<Draft> {
+    fn draft(&self, name: &str, options: &TableOptions, creator: &Principal, begun: &mut Vec<Begun>) -> Result<Draft> {
         let mut id = [0; 16];
         let mut seed = [0; 8];
         self.env.entropy.fill(&mut id).and_then(|()| self.env.entropy.fill(&mut seed)).map_err(no_entropy)?;
         let id = TableId::from_bytes(id);
         let generation = Generation(1);
-        if let Some(trail) = self.keys.trail() {
-            trail.name_table(id, name);
-        }
-        begun.push(Begun { table: id, master_key_arn: None });
+        let own = self.begin_recording(id, name, begun);
         let master = self.keys.resolve(&options.master_key, creator)?;
-        if let Some(begun) = begun.last_mut().filter(|_| master.kind != MasterKind::Owned) {
-            begun.master_key_arn = Some(master.arn.clone());
-        }
+        own.under(&master);
         let key = self.keys.new_table_key(id, generation, &master, creator)?;
         let created_ms = self.env.clock.wall_ms();
         let slot = self.next_slot()?;
@@ -198,24 +155,6 @@ impl Engine {
 
     /// Drop the table of this name.
     pub(super) fn drop_table(&self, name: &str) -> Result<()> {
-        self.check_open()?;
-        let table = self.catalog.named(name).ok().map(|table| table.id);
-        let outcome = self.try_drop_table(name);
-        if let Some(trail) = self.keys.trail() {
-            let call = TableCall {
-                name: "DeleteTable",
-                principal: Principal::Owner,
-                table,
-                table_name: name,
-                master_key: None,
-                master_key_arn: None,
-            };
-            trail.table_called(&call, outcome.as_ref().copied());
-        }
-        outcome
-    }
-
-    fn try_drop_table(&self, name: &str) -> Result<()> {
         // The store is not closed before this is done, or else somebody who opens it then would find it changing.
         let creating = self.creating.lock();
         self.check_writable()?;

@@ -94,16 +94,6 @@ impl Task for Keeper {
 }
 
 impl Engine {
-    /// Have the manifest say how far the trail has come, if it is time to or `at_once`.
-    pub(in crate::db) fn attest_trail(&self, at_once: bool) -> Result<()> {
-        let Some(trail) = self.keys.trail() else { return Ok(()) };
-        if let Some(head) = trail.head_due(at_once) {
-            self.manifest.append(vec![Edit::TrailHead(head)]).map_err(|error| self.poison(error))?;
-            trail.attested(&head);
-        }
-        Ok(())
-    }
-
     /// Make sure that the next group has a segment with room. The caller is the writer.
     pub(crate) fn ensure_segment(&self, writer: &mut LogWriter) -> Result<()> {
         if self.log.has_room(writer, self.options.log_segment_bytes) || self.log.take_spare(writer) {

@@ -168,7 +168,7 @@ struct Draft {
 pub(crate) struct TableCall<'a> {
     /// As DynamoDB calls it.
     pub(crate) name: &'static str,
-    pub(crate) principal: Principal,
+    pub(crate) principal: &'a Principal,
     /// The table, if it got so far that it had an id.
     pub(crate) table: Option<TableId>,
     pub(crate) table_name: &'a str,
@@ -287,19 +287,19 @@ impl Trail {
     }
 
     /// Record a call of a table and what came of it. It has happened, so that failing to record it is told by an event alone.
-    pub(crate) fn table_called(&self, call: &TableCall<'_>, outcome: Result<(), &Error>) {
+    pub(crate) fn table_called(&self, call: &TableCall<'_>, failure: Option<&Error>) {
         let names = self.options.table_names;
         let id = call.table.map(|table| table.to_string());
         let mut request = Vec::new();
         request.extend(names.then(|| ("tableName", call.table_name.into())));
         request.extend(id.as_deref().map(|id| ("tableId", id.into())));
         request.extend(call.master_key.map(|key| ("masterKey", key.into())));
-        let response = match (outcome, call.master_key_arn) {
-            (Ok(()), Some(arn)) => TrailValue::object([("masterKeyArn", arn.into())]),
+        let response = match (failure, call.master_key_arn) {
+            (None, Some(arn)) => TrailValue::object([("masterKeyArn", arn.into())]),
             _ => TrailValue::Null,
         };
         // An error's words may hold the table's name.
-        let error = outcome.err().map(|error| (format!("{:?}", error.kind()), names.then(|| error.to_string())));
+        let error = failure.map(|error| (format!("{:?}", error.kind()), names.then(|| error.to_string())));
         let _ = self.keep(Draft {
             principal: call.principal.clone(),
             invoked_by: false,
