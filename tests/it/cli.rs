@@ -12,13 +12,13 @@ use serde_json::Value as Json;
 use tempfile::TempDir;
 
 /// A folder with a store, its keyring and the key that opens it.
-struct Desk {
+pub struct Desk {
     dir: TempDir,
 }
 
 impl Desk {
     /// Nothing but the key file: most tests do without the half second that a passphrase takes.
-    fn empty() -> Desk {
+    pub fn empty() -> Desk {
         let dir = tempfile::tempdir().unwrap();
         let key = dir.path().join("key");
         fs::write(&key, [7; 32]).unwrap();
@@ -27,23 +27,23 @@ impl Desk {
     }
 
     /// A store with one table `t`.
-    fn with_table() -> Desk {
+    pub fn with_table() -> Desk {
         let desk = Desk::empty();
         desk.ok(&["init"]);
         desk.ok(&["create-table", "t"]);
         desk
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_string()
     }
 
     /// The command with this desk's store, keyring and key.
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = bare();
         command.arg("--store").arg(self.path("store"));
         command.arg("--keyring").arg(self.path("keyring"));
@@ -51,19 +51,19 @@ impl Desk {
         command
     }
 
-    fn run(&self, args: &[&str], input: &[u8]) -> Output {
+    pub fn run(&self, args: &[&str], input: &[u8]) -> Output {
         feed(self.command(args), input)
     }
 
     /// Run, expect success, and give standard output.
-    fn ok(&self, args: &[&str]) -> String {
+    pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args, b"");
         assert!(output.status.success(), "{args:?}: {}", error_text(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
     /// Run, expect this exit code and a message that says what to do, and give the message.
-    fn fails(&self, args: &[&str], code: i32) -> String {
+    pub fn fails(&self, args: &[&str], code: i32) -> String {
         let output = self.run(args, b"");
         let message = error_text(&output);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
@@ -269,7 +269,7 @@ fn json_lines_come_back_in_key_order_and_a_bad_line_is_named() {
 fn a_description_has_the_shape_of_dynamodbs() {
     let desk = Desk::empty();
     desk.ok(&["init"]);
-    let arn = desk.ok(&["create-key", "--alias", "alias/ratings"]);
+    let arn = desk.ok(&["kms", "create-key", "--alias", "alias/ratings"]);
     desk.ok(&["create-table", "owned"]);
     desk.ok(&["create-table", "managed", "--master-key", "managed"]);
     let layout = ["--cipher", "chacha20-poly1305", "--compression", "none", "--block-size", "8192"];
@@ -298,14 +298,14 @@ fn a_description_has_the_shape_of_dynamodbs() {
 #[test]
 fn a_disabled_key_takes_down_its_own_table_only_until_it_is_enabled_again() {
     let desk = Desk::with_table();
-    desk.ok(&["create-key", "--alias", "alias/k"]);
+    desk.ok(&["kms", "create-key", "--alias", "alias/k"]);
     desk.ok(&["create-table", "locked", "--master-key", "alias/k"]);
     desk.ok(&["put", "locked", "k", "v"]);
-    desk.ok(&["disable-key", "alias/k"]);
+    desk.ok(&["kms", "disable", "alias/k"]);
     let message = desk.fails(&["get", "locked", "k"], 6);
     assert!(message.contains("disabled"), "{message}");
     desk.ok(&["put", "t", "k", "other"]);
-    desk.ok(&["enable-key", "alias/k"]);
+    desk.ok(&["kms", "enable", "alias/k"]);
     assert_eq!(desk.ok(&["get", "locked", "k"]), "v");
     desk.fails(&["create-table", "never", "--master-key", "alias/none"], 6);
     assert_eq!(desk.ok(&["list-tables"]), "locked\nt\n");

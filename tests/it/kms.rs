@@ -3,6 +3,9 @@
 #[path = "../providers/expectations.rs"]
 mod expectations;
 
+#[cfg(feature = "cli")]
+mod command_line;
+
 use std::time::Duration;
 
 use strongroom::LocalKms;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::kms::args::Kms;
+
 const EXIT_CODES: &str = "\
 Exit codes:
    0  done
@@ -56,20 +58,8 @@ pub struct Place {
 pub enum Command {
     /// Create a store, and its keyring if there is none yet
     Init,
-    /// Create a master key in the keyring
-    CreateKey(CreateKey),
-    /// List the keyring's master keys
-    ListKeys,
-    /// Let a master key be used again
-    EnableKey {
-        /// Key id, ARN or alias
-        key: String,
-    },
-    /// Refuse every use of a master key; its tables become inaccessible within five minutes
-    DisableKey {
-        /// Key id, ARN or alias
-        key: String,
-    },
+    /// Manage the keyring's master keys: states, rotation, import, grants, policies
+    Kms(Kms),
     /// Create a table
     CreateTable(CreateTable),
     /// List the tables, by name
@@ -105,16 +95,6 @@ pub enum Command {
     Dump(Dump),
     /// Try it all on a folder of yours: import, read back, compare, search the store for plaintext
     Demo(Demo),
-}
-
-#[derive(Args)]
-pub struct CreateKey {
-    /// Also give it this name, such as alias/ratings
-    #[arg(long, value_name = "ALIAS")]
-    pub alias: Option<String>,
-    /// What it is for, in words of yours
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub description: String,
 }
 
 #[derive(Args)]

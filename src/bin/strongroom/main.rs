@@ -5,7 +5,7 @@
 //!      ├─ failure    what can go wrong, what to do about it, and the exit code
 //!      ├─ secrets    passphrase or key: from a file, the environment or a prompt, never an argument
 //!      ├─ session    where store and keyring lie; creating and opening them
-//!      ├─ keys       master keys of the local keyring
+//!      ├─ kms        master keys of the local keyring, their policies and grants
 //!      ├─ tables     create, list, describe, drop
 //!      ├─ entries    put, get, delete, scan                    bytes      how keys are written and read
 //!      ├─ folder     a folder tree in and out of a table       tree       walking folders, safe paths
@@ -30,7 +30,7 @@ mod demo;
 mod entries;
 mod failure;
 mod folder;
-mod keys;
+mod kms;
 mod lines;
 mod output;
 mod parallel;
@@ -66,10 +66,7 @@ fn main() -> ExitCode {
 fn run(Cli { place, command }: Cli) -> Result<()> {
     match command {
         Command::Init => session::init(&place),
-        Command::CreateKey(args) => keys::create(&place, args),
-        Command::ListKeys => keys::list(&place),
-        Command::EnableKey { key } => keys::set_enabled(&place, &key, true),
-        Command::DisableKey { key } => keys::set_enabled(&place, &key, false),
+        Command::Kms(args) => kms::run(&place, args),
         Command::CreateTable(args) => tables::create(&place, args),
         Command::ListTables => tables::list(&place),
         Command::DescribeTable { table } => tables::describe(&place, &table),

@@ -109,7 +109,7 @@ fn status(status: TableStatus) -> &'static str {
 }
 
 /// Seconds since 1970 with a fraction, as in DynamoDB's JSON. Milliseconds of the next 280,000 years are exact in an f64.
-fn seconds(ms: u64) -> Json {
+pub fn seconds(ms: u64) -> Json {
     json!(ms as f64 / 1000.0)
 }
 
