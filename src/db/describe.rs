@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::catalog::TableState;
 use crate::error::Result;
-use crate::format::keyfile::{KeyState, MasterKind};
+use crate::format::keyfile::{KeyFile, KeyState, MasterKind};
 use crate::options::Compression;
 use crate::types::TableId;
 
@@ -81,6 +81,28 @@ pub enum SseType {
 }
 
 impl Engine {
+    /// Tables of which some generation is wrapped under this master key. Reads the key file of each table that is not under an owned key.
+    pub(super) fn tables_using_key(&self, arn: &str) -> Result<Vec<TableDescription>> {
+        self.check_open()?;
+        let mut using = Vec::new();
+        for table in self.catalog.all() {
+            let kind = self.manifest.with_state(|state| state.tables.get(&table.slot).map(|meta| meta.record.master));
+            if kind.is_none_or(|kind| kind == MasterKind::Owned) {
+                continue;
+            }
+            let uses = |keys: KeyFile| keys.wraps.iter().any(|wrap| wrap.key_arn == arn);
+            match self.read_key_file(table.slot, table.id).map(uses) {
+                Ok(true) => using.push(self.describe(&table)?),
+                Ok(false) => {}
+                // It was dropped meanwhile, which takes its key file away.
+                Err(_) if table.is_dropped() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        using.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(using)
+    }
+
     /// Describe a table. Reads its key file, and needs no permit: nothing of its contents is told.
     pub(super) fn describe(&self, table: &Arc<TableState>) -> Result<TableDescription> {
         self.check_open()?;

@@ -246,6 +246,17 @@ impl Store {
         self.table(name)?.describe()
     }
 
+    /// The tables of which anything is wrapped under this managed or customer key, by name: those that cannot be used without it. While a
+    /// table is being moved to another key, it uses both. Owned keys show no tables.
+    ///
+    /// Reads the key file of every table that is not under an owned key.
+    ///
+    /// # Errors
+    /// [`Error::Tampered`], [`Error::BitRot`] or [`Error::MissingFile`] for a key file.
+    pub fn tables_using_key(&self, arn: &str) -> Result<Vec<TableDescription>> {
+        self.engine().tables_using_key(arn)
+    }
+
     /// Drop a table: its wrapped keys are erased durably, then its files.
     ///
     /// Handles, snapshots and cursors that look at it fail from now on. What was written under its key is unreadable afterwards to anyone without

@@ -25,4 +25,6 @@ mod permits;
 mod smoke;
 mod tamper;
 mod threads;
+#[cfg(feature = "trail")]
+mod trail;
 mod world;
