@@ -101,7 +101,11 @@ fn open() {
         let drafts: Vec<_> = names.iter().map(|name| (name.as_str(), TableOptions::new())).collect();
         store.create_tables(&drafts).expect("tables");
     }
-    println!("create {count} tables: {:.2} s, {} provider calls", began.elapsed().as_secs_f64(), bench.provider.calls());
+    println!(
+        "create {count} tables: {:.2} s, {} provider calls",
+        began.elapsed().as_secs_f64(),
+        bench.provider.calls()
+    );
     store.close().expect("a clean close");
     let (before, began) = (bench.provider.calls(), Instant::now());
     let store = bench.builder().open().expect("the store");

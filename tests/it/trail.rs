@@ -21,11 +21,10 @@ use strongroom::keys::trail::{
 };
 use strongroom::keys::{
     DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EngineKeyRequest, GenerateDataKeyRequest, GeneratedDataKey,
-    KeyDescription, KeyOperation, KeyPolicy, OWNED_ALIAS, PolicyStatement, Principal, ProviderDescription, ProviderResult,
+    KeyDescription, KeyOperation, KeyPolicy, OWNED_ALIAS, PolicyStatement, Principal, ProviderDescription,
+    ProviderResult,
 };
-use strongroom::{
-    Builder, Error, ErrorKind, KeyProvider, MasterKey, Result, Store, Table, TableOptions, TrailOptions,
-};
+use strongroom::{Builder, Error, ErrorKind, KeyProvider, MasterKey, Result, Store, Table, TableOptions, TrailOptions};
 
 use crate::world::World;
 
@@ -311,7 +310,8 @@ fn nothing_secret_stands_in_the_trail() {
     // It lies in clear, and is carried to other machines.
     let scene = Scene::new(1104);
     let provider = Arc::new(Confidant { kms: scene.world.kms.clone(), secrets: Mutex::default() });
-    let builder = || scene.world.builder().shared_key_provider(provider.clone()).trail(scene.sink(), TrailOptions::new());
+    let builder =
+        || scene.world.builder().shared_key_provider(provider.clone()).trail(scene.sink(), TrailOptions::new());
     let store = builder().create().unwrap();
     let table = store.create_table("CANARY name", under("alias/one")).unwrap();
     table.put("CANARY key", "CANARY value").unwrap();
@@ -322,7 +322,8 @@ fn nothing_secret_stands_in_the_trail() {
     store.drop_table("CANARY name").unwrap();
     store.close().unwrap();
     let files = scene.files();
-    let all: Vec<u8> = files.iter().flat_map(|(path, bytes)| [path.to_str().unwrap().as_bytes(), bytes].concat()).collect();
+    let all: Vec<u8> =
+        files.iter().flat_map(|(path, bytes)| [path.to_str().unwrap().as_bytes(), bytes].concat()).collect();
     assert!(all.len() > 3000);
     let secrets = provider.secrets.lock();
     assert!(secrets.len() >= 8);
@@ -433,7 +434,10 @@ fn numbers_go_on_over_openings_each_in_a_file_of_its_own() {
     assert!(records.iter().map(|record| record.link.sequence).eq(1..=records.len() as u64));
     assert_eq!(scene.files().len(), 4);
     let report = scene.verify();
-    assert_eq!((report.records, report.attested, report.damages.len()), (records.len() as u64, records.len() as u64, 0));
+    assert_eq!(
+        (report.records, report.attested, report.damages.len()),
+        (records.len() as u64, records.len() as u64, 0)
+    );
 }
 
 /// A closed store with a trail in several files, for those who tamper with it.
@@ -508,7 +512,10 @@ fn a_trail_that_was_cut_off_shows_and_a_trail_whose_front_was_moved_away_says_so
     let vfs = &scene.world.sim.vfs;
     vfs.remove_file(&files[1].0).unwrap();
     let report = scene.verify();
-    assert!(matches!(report.damages[..], [ref damage] if matches!(damage.fault, TrailFault::CutOff { .. })), "{report:?}");
+    assert!(
+        matches!(report.damages[..], [ref damage] if matches!(damage.fault, TrailFault::CutOff { .. })),
+        "{report:?}"
+    );
     vfs.create(&files[1].0).unwrap().write_all_at(&files[1].1, 0).unwrap();
     vfs.remove_file(&files[0].0).unwrap();
     let report = scene.verify();
@@ -572,8 +579,8 @@ fn a_crash_anywhere_leaves_whole_records_and_the_chain_goes_on() {
     step(&mut || store.close().unwrap());
     let mut crashes = 0;
     for event in begin..=disk.events() {
-        for (number, loss) in Loss::ALL.into_iter().enumerate() {
-            let crashed = scene.over(disk.crash_at(event, loss, 7), 10_000 + event * 10 + number as u64);
+        for (number, loss) in (0..).zip(Loss::ALL.into_iter().chain([Loss::Torn { sector_bytes: 512 }; 4])) {
+            let crashed = scene.over(disk.crash_at(event, loss, 7 + number), 10_000 + event * 20 + number);
             crashes += 1;
             let report = crashed.verify();
             let place = format!("event {event}, {loss:?}: {report:?}");

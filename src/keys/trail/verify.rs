@@ -124,8 +124,10 @@ impl<'a> Verifier<'a> {
     /// The next file.
     pub(crate) fn file(&mut self, name: &str, lines: &[String]) {
         let judged: Vec<Judged> = lines.iter().map(|line| self.keys.judge(line)).collect();
-        let is_record = |judged: &Judged| !matches!(judged, Judged::NoRecord);
-        let finished = judged.iter().rposition(is_record).map_or(0, |last| last + 1);
+        // What a crash tore stands behind the last whole record; there may be a hole in it. Somebody who changes what stands there gains
+        // no more than by cutting it off: if anything follows, or the store attests it, it is missing.
+        let is_whole = |judged: &Judged| matches!(judged, Judged::Authentic(_) | Judged::Unknown(_));
+        let finished = judged.iter().rposition(is_whole).map_or(0, |last| last + 1);
         if finished < judged.len() {
             self.report.unfinished_files.push(name.to_owned());
         }
