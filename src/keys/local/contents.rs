@@ -22,6 +22,7 @@
 //!
 //! There is one encoding of everything, and nothing is decoded that could not have been encoded: what decodes, encodes to the same bytes.
 
+use super::grant::{GrantId, GrantRecord};
 use super::keyring::*;
 use super::policy::*;
 use crate::crypto::{ONCE_OVERHEAD_BYTES, Secret, Wiped};

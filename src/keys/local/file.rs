@@ -25,6 +25,11 @@
 //! A rewrite goes to `<name>.tmp`, which is synced and renamed over the old file while `<name>.lock` is locked, so that two
 //! processes do not lose each other's keys; readers take no lock, because a rename shows them the old file or the new one. What a crash
 //! leaves as `<name>.tmp` is never read, and removed by the next rewrite.
+//!
+//! Once the new file is durable, the old one, which has no name any more, is overwritten with zeros: a key that was deleted, or a passphrase that
+//! was changed because others knew it, should not live on in the blocks of a file that nobody sees. File systems that copy on write, journals and
+//! SSDs keep copies all the same, and nobody is told when the overwriting fails. A reader that still had the old file open finds zeros, sees
+//! that another file has its name now, and reads that.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -119,7 +124,17 @@ impl KeyringFile {
     /// it is in every case.
     pub(super) fn load(&self, unlock: &Unlock) -> Result<Loaded> {
         unlock.check()?;
-        let (file, len_bytes, stamp) = self.open()?;
+        loop {
+            let (file, len_bytes, stamp) = self.open()?;
+            match self.read(&*file, len_bytes, stamp, unlock) {
+                // It was replaced, and erased, while it was read.
+                Err(Error::BitRot { .. }) if self.stamp()? != stamp => {}
+                read => return read,
+            }
+        }
+    }
+
+    fn read(&self, file: &dyn File, len_bytes: u64, stamp: Stamp, unlock: &Unlock) -> Result<Loaded> {
         let header = self.decode_header(&stamp)?;
         if len_bytes != (HEADER_BYTES + header.body_bytes) as u64 {
             return Err(self.bit_rot(88, "the file is shorter or longer than its header says"));
@@ -159,6 +174,8 @@ impl KeyringFile {
         let bytes = self.seal(keyring, revision, unlock, stretching)?;
         let temporary = self.beside(".tmp");
         let vfs = &self.environment.vfs;
+        // None if this is the first.
+        let replaced = vfs.open_to_erase(&self.path).ok();
         match vfs.remove_file(&temporary) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(self.failed("remove leftovers of", error)),
             _ => {}
@@ -175,6 +192,10 @@ impl KeyringFile {
         }
         vfs.rename(&temporary, &self.path).map_err(|error| self.failed("replace", error))?;
         vfs.sync_dir(self.directory()).map_err(|error| self.failed("sync the directory of", error))?;
+        // Not before: until now, a power cut could have brought the old file back.
+        if let Some(replaced) = replaced {
+            let _ = erase(&*replaced);
+        }
         let mut stamp = [0; HEADER_BYTES];
         stamp.copy_from_slice(&bytes[..HEADER_BYTES]);
         Ok(stamp)
@@ -336,4 +357,11 @@ impl KeyringFile {
     fn wrong_passphrase(&self) -> Error {
         Error::WrongPassphrase { path: self.name() }
     }
+}
+
+fn erase(file: &dyn File) -> std::io::Result<()> {
+    // Its length is at most that of a keyring, of which there is one in memory anyway.
+    let len_bytes = file.len_bytes()?.min((HEADER_BYTES + BODY_BYTES_MAX) as u64);
+    file.write_all_at(&vec![0; len_bytes as usize], 0)?;
+    file.sync()
 }

@@ -23,7 +23,8 @@
 use std::fmt;
 
 use super::contents::KEYRING_BYTES_MAX;
-use super::policy::{GrantId, GrantRecord, KeyPolicy};
+use super::grant::{GrantId, GrantRecord};
+use super::policy::KeyPolicy;
 use crate::crypto::{Secret, open_once, seal_once};
 use crate::error::{Error, Result};
 use crate::io::Entropy;

@@ -17,6 +17,7 @@
 //! The managed key can be looked at and nothing else; the owned key is not even listed.
 
 use super::contents::policy_bytes;
+use super::grant::{Asked, GrantRecord};
 use super::keyring::*;
 use super::policy::*;
 use super::{LocalKms, find, permitted, unavailable, usable};

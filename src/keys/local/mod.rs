@@ -3,8 +3,9 @@
 //! ```text
 //! unlock.rs    passphrase or 32-byte key
 //! keyring.rs   what a keyring holds: keys, versions, aliases, states; what time does to it
-//! policy.rs    policies and grants: who may do what
-//! contents.rs  the bytes of both
+//! policy.rs    policies: who may do what
+//! grant.rs     grants, and the decision over both
+//! contents.rs  the bytes of all this
 //! file.rs      their file: sealed, replaced as a whole under a lock
 //! manage.rs    what the keyring's holder does: making keys, their states, rotation, import, policies
 //! mod.rs       the provider: names to keys, permission, state, wrapping
@@ -37,6 +38,7 @@
 
 mod contents;
 mod file;
+mod grant;
 mod keyring;
 mod manage;
 mod policy;
@@ -54,9 +56,9 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use self::file::{KeyringFile, Loaded, Stamp};
-use self::keyring::{Keyring, MasterKeyRecord, fresh_grant_id, limit};
+use self::grant::{Asked, Basis, decide, denied};
+use self::keyring::{Keyring, MasterKeyRecord};
 pub use self::manage::{GrantDescription, RotationStatus};
-use self::policy::{Asked, Basis, GrantRecord, Refused, decide, denied};
 pub use self::policy::{KeyOperation, KeyPolicy, PolicyEffect, PolicyPrincipal, PolicyStatement};
 pub use self::unlock::Unlock;
 use super::provider::*;
@@ -295,55 +297,6 @@ impl LocalKms {
         wrapped.extend_from_slice(&message);
         Ok(wrapped)
     }
-
-    /// What a request for a grant finds: the grant, if there is one of this name and with these contents, or else that it may be made.
-    fn grantable(&self, keyring: &Keyring, request: &CreateGrantRequest) -> ProviderResult<(usize, Option<Grant>)> {
-        let wanted = GrantRecord::asked_for(request, policy::GrantId([0; 16]), 0).map_err(refusal)?;
-        let asked = Asked::new(&request.principal, KeyOperation::CreateGrant);
-        let index = find(keyring, &request.key)?;
-        let basis = permitted(keyring, index, &asked)?;
-        let key = &keyring.keys[index];
-        if !basis.covers(&wanted) {
-            return Err(denied(key.id, &asked));
-        }
-        usable(key)?;
-        let Some(same_name) = key.grants.iter().find(|grant| grant.name.is_some() && grant.name == wanted.name) else {
-            return Ok((index, None));
-        };
-        if !same_name.same_contents(&wanted) {
-            let message = format!("key {} has a grant of that name with other contents", key.id);
-            return Err(ProviderError::new(ProviderReason::InvalidRequest, message));
-        }
-        Ok((index, Some(granted(keyring, key, same_name))))
-    }
-
-    /// End a grant that `may_end` lets this request end, or give its reason.
-    fn end_grant(
-        &self,
-        request: &EndGrantRequest,
-        may_end: impl Fn(&Keyring, usize, &GrantRecord) -> ProviderResult<()>,
-        may_ask: impl Fn(&Keyring, usize) -> ProviderResult<()>,
-    ) -> ProviderResult<()> {
-        let find_grant = |keyring: &Keyring| {
-            let index = find(keyring, &request.key_arn)?;
-            may_ask(keyring, index)?;
-            let grants = &keyring.keys[index].grants;
-            let position = grants.iter().position(|grant| grant.id.to_string() == request.grant_id);
-            let position = position.ok_or_else(|| {
-                let message = format!("key {} has no grant {}", keyring.keys[index].id, request.grant_id);
-                ProviderError::new(ProviderReason::GrantNotFound, message)
-            })?;
-            may_end(keyring, index, &grants[position])?;
-            Ok((index, position))
-        };
-        find_grant(&self.current().map_err(refusal)?.keyring)?;
-        let ended = self.rewrite(|keyring, _| {
-            let (index, position) = find_grant(keyring).map_err(|source| unavailable(&request.key_arn, source))?;
-            keyring.keys[index].grants.remove(position);
-            Ok(())
-        });
-        ended.map_err(refusal)
-    }
 }
 
 impl KeyProvider for LocalKms {
@@ -410,45 +363,15 @@ impl KeyProvider for LocalKms {
     /// A grant holds from when this returns, everywhere: its token is its id, and no request needs it. A second request with the same name and
     /// contents finds the first one's grant and writes nothing, so that it may be made as often as is convenient.
     fn create_grant(&self, request: &CreateGrantRequest) -> ProviderResult<Grant> {
-        if let (_, Some(grant)) = self.grantable(&self.current().map_err(refusal)?.keyring, request)? {
-            return Ok(grant);
-        }
-        let made = self.rewrite(|keyring, shared| {
-            let found = self.grantable(keyring, request).map_err(|source| unavailable(&request.key, source))?;
-            let index = match found {
-                // Somebody else was faster.
-                (_, Some(grant)) => return Ok(grant),
-                (index, None) => index,
-            };
-            let id = fresh_grant_id(&*shared.environment.entropy)?;
-            let grant = GrantRecord::asked_for(request, id, shared.environment.clock.wall_ms())?;
-            limit("grants of a master key", keyring.keys[index].grants.len() + 1, keyring::GRANTS_MAX)?;
-            // 10: the count of grants may take more bytes than before.
-            keyring.require_room(contents::grant_bytes(&grant) + 10)?;
-            let answer = granted(keyring, &keyring.keys[index], &grant);
-            keyring.keys[index].grants.push(grant);
-            Ok(answer)
-        });
-        made.map_err(refusal)
+        self.grant(request)
     }
 
     fn retire_grant(&self, request: &EndGrantRequest) -> ProviderResult<()> {
-        let asked = Asked::new(&request.principal, KeyOperation::RetireGrant);
-        let may_end = |keyring: &Keyring, index: usize, grant: &GrantRecord| {
-            let key = &keyring.keys[index];
-            match decide(&key.policy, &key.grants, &asked) {
-                Ok(_) => Ok(()),
-                Err(Refused::ForWantOfPermission) if grant.is_party(asked.principal) => Ok(()),
-                Err(_) => Err(denied(key.id, &asked)),
-            }
-        };
-        // Who may retire a grant is a question of the grant.
-        self.end_grant(request, may_end, |_, _| Ok(()))
+        self.end_grant(request, KeyOperation::RetireGrant)
     }
 
     fn revoke_grant(&self, request: &EndGrantRequest) -> ProviderResult<()> {
-        let asked = Asked::new(&request.principal, KeyOperation::RevokeGrant);
-        self.end_grant(request, |_, _, _| Ok(()), |keyring, index| permitted(keyring, index, &asked).map(drop))
+        self.end_grant(request, KeyOperation::RevokeGrant)
     }
 
     fn keyring_path(&self) -> Option<&Path> {
@@ -551,10 +474,6 @@ fn unwrap(key: &MasterKeyRecord, ciphertext: &[u8], context: &EncryptionContext)
 
 fn arn(keyring: &Keyring, index: usize) -> String {
     keyring.arn(keyring.keys[index].id)
-}
-
-fn granted(keyring: &Keyring, key: &MasterKeyRecord, grant: &GrantRecord) -> Grant {
-    Grant::new(grant.id.to_string(), grant.id.to_string(), keyring.arn(key.id))
 }
 
 fn unavailable(key: &str, source: ProviderError) -> Error {

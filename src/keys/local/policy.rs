@@ -1,29 +1,18 @@
-//! Who may do what with a key: policies, grants, and the one decision over both.
+//! Key policies: the one document, written by a key's manager, that says who may do what with it.
 //!
-//! ```text
-//! request: principal, operation, encryption context
-//!    │
-//!    ├─ a policy statement denies it? ──────────────────── Denied
-//!    ├─ a policy statement allows it? ──────────────────── allowed
-//!    ├─ a grant to this principal allows it? ───────────── allowed
-//!    └─ nothing says anything ──────────────────────────── Denied
-//! ```
-//! A denial wins over everything, so that one statement is enough to be sure; what nobody allowed is denied. A policy is
-//! one document that the key's manager writes as a whole; a grant is one permission to one principal, which whoever has it can pass on or give
-//! up. So the policy says who is who, and grants come and go with what needs them.
+//! A statement allows or denies some principals some operations, perhaps with some encryption contexts only. One that denies wins over all
+//! that allow, here and in grants, so that one statement is enough to be sure; what nothing allows is denied. How policies and grants
+//! decide together is in `grant.rs`.
 //!
-//! **Constraints** ask something of the encryption context. In a policy, a statement with a constraint says nothing about operations that
-//! have no context (describing, grants): it neither allows nor denies them. In a grant, the constraint leaves such operations alone; and
-//! whoever creates grants by virtue of a grant can pass on its operations or fewer, under its constraint or a narrower one.
-//! Both are as at AWS KMS.
+//! A statement with a **constraint** says nothing about operations that have no context (describing, grants): it neither allows nor
+//! denies them, as at AWS KMS.
 //!
 //! Policies of keys that the engine manages are fixed and not stored ([`KeyPolicy::of`]); a customer's can be replaced, but never by one that
 //! locks the owner out of replacing it again.
 
-use std::fmt;
-
-use super::keyring::{KeyId, limit};
-use crate::error::{Error, ProviderError, ProviderReason, Result};
+use super::grant::Asked;
+use super::keyring::limit;
+use crate::error::{Error, Result};
 use crate::keys::provider::*;
 
 /// Most statements in a policy.
@@ -282,7 +271,7 @@ impl KeyPolicy {
         self.says(&request) == Some(PolicyEffect::Allow)
     }
 
-    fn says(&self, request: &Asked<'_>) -> Option<PolicyEffect> {
+    pub(super) fn says(&self, request: &Asked<'_>) -> Option<PolicyEffect> {
         let effect =
             |effect| self.statements.iter().any(|statement| statement.effect == effect && statement.applies(request));
         match (effect(PolicyEffect::Deny), effect(PolicyEffect::Allow)) {
@@ -293,182 +282,21 @@ impl KeyPolicy {
     }
 }
 
-/// What is asked of a key, as far as permission is concerned.
-#[derive(Clone, Copy)]
-pub(super) struct Asked<'a> {
-    pub(super) principal: &'a Principal,
-    pub(super) operation: KeyOperation,
-    /// For operations that have one.
-    pub(super) context: Option<&'a EncryptionContext>,
-}
-
-impl<'a> Asked<'a> {
-    pub(super) fn new(principal: &'a Principal, operation: KeyOperation) -> Asked<'a> {
-        Asked { principal, operation, context: None }
-    }
-
-    pub(super) fn about(
-        principal: &'a Principal,
-        operation: KeyOperation,
-        context: &'a EncryptionContext,
-    ) -> Asked<'a> {
-        Asked { principal, operation, context: Some(context) }
-    }
-}
-
-/// Where a permission comes from.
-pub(super) enum Basis<'a> {
-    Policy,
-    Grants(Vec<&'a GrantRecord>),
-}
-
-/// Why there is none.
-pub(super) enum Refused {
-    /// A statement denies it.
-    Explicitly,
-    /// Nothing allows it.
-    ForWantOfPermission,
-}
-
-/// One permission to one principal.
-#[derive(Clone, Debug)]
-pub(super) struct GrantRecord {
-    pub(super) id: GrantId,
-    pub(super) created_ms: u64,
-    pub(super) grantee: Principal,
-    pub(super) retiring_principal: Option<Principal>,
-    /// In order, each once.
-    pub(super) operations: Vec<GrantOperation>,
-    pub(super) constraint: Option<GrantConstraint>,
-    pub(super) name: Option<String>,
-}
-
-/// A grant's identity, shown as hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct GrantId(pub(super) [u8; 16]);
-
-impl fmt::Display for GrantId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl GrantRecord {
-    /// The grant that is asked for.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] and [`Error::LimitExceeded`] if it cannot be meant so.
-    pub(super) fn asked_for(request: &CreateGrantRequest, id: GrantId, created_ms: u64) -> Result<GrantRecord> {
-        let mut operations = request.operations.clone();
-        operations.sort_unstable();
-        operations.dedup();
-        if operations.is_empty() {
-            return invalid("a grant allows at least one operation".to_owned());
-        }
-        check_principal(&request.grantee)?;
-        request.retiring_principal.as_ref().map_or(Ok(()), check_principal)?;
-        check_constraint(request.constraint.as_ref())?;
-        if let Some(name) = &request.name {
-            check_name("a grant's name", name)?;
-        }
-        Ok(GrantRecord {
-            id,
-            created_ms,
-            grantee: request.grantee.clone(),
-            retiring_principal: request.retiring_principal.clone(),
-            operations,
-            constraint: request.constraint.clone(),
-            name: request.name.clone(),
-        })
-    }
-
-    /// Whether both allow the same to the same.
-    pub(super) fn same_contents(&self, other: &GrantRecord) -> bool {
-        let contents = |grant: &GrantRecord| {
-            let GrantRecord { grantee, retiring_principal, operations, constraint, name, .. } = grant.clone();
-            (grantee, retiring_principal, operations, constraint, name)
-        };
-        contents(self) == contents(other)
-    }
-
-    /// Whether this grant allows what is asked.
-    fn allows(&self, request: &Asked<'_>) -> bool {
-        let in_context = match (&self.constraint, request.context) {
-            (Some(constraint), Some(context)) => constraint.permits(context),
-            _ => true,
-        };
-        in_context
-            && self.grantee == *request.principal
-            && self.operations.iter().any(|&operation| KeyOperation::from(operation) == request.operation)
-    }
-
-    /// Whether `child` allows nothing that this grant does not.
-    fn covers(&self, child: &GrantRecord) -> bool {
-        let narrower = match (&self.constraint, &child.constraint) {
-            (None, _) => true,
-            (Some(GrantConstraint::Equals(context)), Some(GrantConstraint::Equals(exactly))) => context == exactly,
-            (Some(GrantConstraint::Contains(some)), Some(GrantConstraint::Equals(context)))
-            | (Some(GrantConstraint::Contains(some)), Some(GrantConstraint::Contains(context))) => {
-                context.contains_all(some)
-            }
-            _ => false,
-        };
-        narrower && child.operations.iter().all(|operation| self.operations.contains(operation))
-    }
-
-    /// Whether this principal may give the grant up without further permission.
-    pub(super) fn is_party(&self, principal: &Principal) -> bool {
-        self.grantee == *principal || self.retiring_principal.as_ref() == Some(principal)
-    }
-}
-
-/// Decide about a request, by policy and grants.
-pub(super) fn decide<'a>(
-    policy: &KeyPolicy,
-    grants: &'a [GrantRecord],
-    request: &Asked<'_>,
-) -> Result<Basis<'a>, Refused> {
-    match policy.says(request) {
-        Some(PolicyEffect::Deny) => Err(Refused::Explicitly),
-        Some(PolicyEffect::Allow) => Ok(Basis::Policy),
-        None => {
-            let granting: Vec<&GrantRecord> = grants.iter().filter(|grant| grant.allows(request)).collect();
-            if granting.is_empty() { Err(Refused::ForWantOfPermission) } else { Ok(Basis::Grants(granting)) }
-        }
-    }
-}
-
-impl Basis<'_> {
-    /// Whether who may create grants on this basis may create this one.
-    pub(super) fn covers(&self, grant: &GrantRecord) -> bool {
-        match self {
-            Basis::Policy => true,
-            Basis::Grants(grants) => grants.iter().any(|parent| parent.covers(grant)),
-        }
-    }
-}
-
-/// What a principal without permission is told. The key's state is not in it: whoever may not use a key may not know.
-pub(super) fn denied(key: KeyId, request: &Asked<'_>) -> ProviderError {
-    let Asked { principal, operation, .. } = request;
-    ProviderError::new(ProviderReason::Denied, format!("{principal} may not {operation:?} with key {key}"))
-}
-
-fn check_principal(principal: &Principal) -> Result<()> {
+pub(super) fn check_principal(principal: &Principal) -> Result<()> {
     match principal {
         Principal::Owner | Principal::Service => Ok(()),
         Principal::Named(name) => check_name("a principal's name", name),
     }
 }
 
-fn check_name(what: &'static str, name: &str) -> Result<()> {
+pub(super) fn check_name(what: &'static str, name: &str) -> Result<()> {
     if name.is_empty() {
         return invalid(format!("{what} is empty"));
     }
     limit("bytes of a name", name.len(), NAME_BYTES_MAX)
 }
 
-fn check_constraint(constraint: Option<&GrantConstraint>) -> Result<()> {
+pub(super) fn check_constraint(constraint: Option<&GrantConstraint>) -> Result<()> {
     let bytes = match constraint {
         None => 0,
         Some(GrantConstraint::Equals(context) | GrantConstraint::Contains(context)) => context.canonical().len(),
@@ -476,6 +304,6 @@ fn check_constraint(constraint: Option<&GrantConstraint>) -> Result<()> {
     limit("bytes of a constraint", bytes, CONSTRAINT_BYTES_MAX)
 }
 
-fn invalid<T>(detail: String) -> Result<T> {
+pub(super) fn invalid<T>(detail: String) -> Result<T> {
     Err(Error::InvalidArgument { what: "permission", detail })
 }

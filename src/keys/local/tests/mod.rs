@@ -411,6 +411,22 @@ fn a_rewrite_that_fails_changes_nothing_and_the_next_one_works() {
 }
 
 #[test]
+fn the_file_that_a_rewrite_replaced_holds_nothing_any_more() {
+    // Or a deleted key could be found in the free blocks of the disk.
+    let world = world();
+    let kms = created(&world);
+    let arn = kms.create_key(None, "").unwrap().arn;
+    let before = world.vfs.open(Path::new(RING)).unwrap();
+    let mut bytes = vec![0; before.len_bytes().unwrap() as usize];
+    before.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes.starts_with(b"strongKR"));
+    kms.disable(&arn).unwrap();
+    before.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes.iter().all(|&byte| byte == 0));
+    assert_eq!(opened(&world).unwrap().key(&arn).unwrap().state, KeyState::Disabled);
+}
+
+#[test]
 fn two_processes_that_make_keys_at_once_lose_none() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ring");

@@ -371,7 +371,7 @@ fn a_full_keyring_says_so_and_goes_on_working() {
     // Filled from within, because 4,000 requests would each count what is there.
     {
         let mut state = kms.0.state.lock();
-        let grant = |number| GrantRecord::asked_for(&request(number, 4000), policy::GrantId([1; 16]), 0).unwrap();
+        let grant = |number| grant::GrantRecord::asked_for(&request(number, 4000), grant::GrantId([1; 16]), 0).unwrap();
         state.keyring.keys[0].grants.extend((0..4127).map(grant));
     }
     let mut number = 0;
