@@ -126,6 +126,10 @@ pub(crate) enum FrameKind {
     Envelope = 12,
     /// Entries of one table in a group of the log; a journal frame.
     Section = 13,
+    /// What a file of parked sections holds; a journal frame.
+    ParkedIndex = 14,
+    /// The end of a file of parked sections; a journal frame.
+    ParkedEnd = 15,
 }
 
 impl FrameKind {
@@ -145,6 +149,8 @@ impl FrameKind {
             11 => FrameKind::Current,
             12 => FrameKind::Envelope,
             13 => FrameKind::Section,
+            14 => FrameKind::ParkedIndex,
+            15 => FrameKind::ParkedEnd,
             _ => return None,
         })
     }
@@ -155,14 +161,15 @@ impl FrameKind {
             // Two keys of 64 KiB, their lengths, and the overhead.
             FrameKind::Bounds => 256 << 10,
             FrameKind::Properties => 64 << 10,
-            FrameKind::Footer | FrameKind::Current => 4 << 10,
+            FrameKind::Footer | FrameKind::Current | FrameKind::ParkedEnd => 4 << 10,
             _ => FRAME_BYTES_MAX,
         }
     }
 
     /// Whether frames of this kind are journal frames.
     pub(crate) const fn is_journal(self) -> bool {
-        matches!(self, FrameKind::Edits | FrameKind::Envelope | FrameKind::Section)
+        use FrameKind::*;
+        matches!(self, Edits | Envelope | Section | ParkedIndex | ParkedEnd)
     }
 }
 

@@ -68,7 +68,8 @@ use crate::io::Entropy;
 use crate::types::{Epoch, FileKind, FileNumber, Generation, KEY_BYTES_MAX, Kind, Seq, Slot, TableId, VALUE_BYTES_MAX};
 
 const ENVELOPE_BYTES: usize = 56;
-const SECTION_BYTES: usize = 64;
+/// Bytes of a section in an envelope, and in the index of parked sections.
+pub(crate) const SECTION_BYTES: usize = 64;
 /// The most sections that one envelope can list.
 pub(crate) const ENVELOPE_SECTIONS_MAX: usize = (JOURNAL_PAYLOAD_BYTES_MAX - ENVELOPE_BYTES) / SECTION_BYTES;
 /// Kind, and two lengths.
@@ -128,7 +129,8 @@ impl Section {
         self.first_seq.advanced(u64::from(self.entries).saturating_sub(1)).unwrap_or(Seq::MAX)
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
+    /// The section as its envelope lists it.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.slot.0);
         out.put_u32(self.generation.0);
         out.put_u8(self.suite as u8);
@@ -142,7 +144,8 @@ impl Section {
         out.put(&self.tag);
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Decoded<Section> {
+    /// Read what [`encode`](Section::encode) writes.
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Decoded<Section> {
         let slot = Slot(reader.u32()?);
         let generation = Generation(reader.u32()?);
         let suite = decode_suite(reader)?;

@@ -5,7 +5,7 @@
 //! CURRENT                        sealed  one frame                                          current.rs
 //! manifest/000007.manifest       sealed  journal frames: groups of edits                    manifest.rs
 //! wal/000012.wal                 sealed  journal frames: envelopes and sections             log.rs
-//! parked/000012-3.log            sealed  journal frames: sections carried out of a segment  log.rs
+//! parked/000012-3.log            sealed  journal frames: sections carried out of a segment  parked.rs
 //! keys/system                    sealed  one frame, in clear but authenticated; all twice   keyfile.rs
 //! keys/5e/5e..91                 sealed  one frame; all twice                               keyfile.rs
 //! sst/22/000034.sst              sealed  frames: data, index, filter, footer                table.rs, block.rs
@@ -37,6 +37,7 @@ pub(crate) mod frame;
 pub(crate) mod keyfile;
 pub(crate) mod log;
 pub(crate) mod manifest;
+pub(crate) mod parked;
 pub(crate) mod scrub;
 pub(crate) mod table;
 
@@ -48,7 +49,7 @@ pub(crate) mod testing;
 
 pub(crate) use codec::Where;
 
-use crate::types::{FileKind, FileNumber, TableId};
+use crate::types::{FileKind, FileNumber, Slot, TableId};
 
 /// First eight bytes of every file whose suite seals.
 pub(crate) const MAGIC: [u8; 8] = *b"strngrm\x1a";
@@ -71,8 +72,8 @@ pub(crate) enum FileName {
     Manifest(FileNumber),
     /// `wal/N.wal`.
     Log(FileNumber),
-    /// `parked/N-n.log`: the `n`th file of sections carried out of segment `N`.
-    Parked(FileNumber, u32),
+    /// `parked/N-n.log`: sections of the table with slot `n` that were carried out of a segment of the log.
+    Parked(FileNumber, Slot),
     /// `keys/system`.
     SystemKey,
     /// `keys/xx/<table id>`, `xx` being the first byte of the id.
@@ -89,7 +90,7 @@ impl FileName {
             FileName::Current => "CURRENT".to_owned(),
             FileName::Manifest(number) => format!("manifest/{:06}.manifest", number.0),
             FileName::Log(number) => format!("wal/{:06}.wal", number.0),
-            FileName::Parked(number, index) => format!("parked/{:06}-{index}.log", number.0),
+            FileName::Parked(number, slot) => format!("parked/{:06}-{}.log", number.0, slot.0),
             FileName::SystemKey => "keys/system".to_owned(),
             FileName::KeyFile(table) => format!("keys/{:02x}/{table}", table.as_bytes()[0]),
             FileName::Table(number) => format!("sst/{:02x}/{:06}.sst", number.0 as u8, number.0),
@@ -116,8 +117,8 @@ impl FileName {
             ["manifest", file] => FileName::Manifest(number(file.strip_suffix(".manifest")?)?),
             ["wal", file] => FileName::Log(number(file.strip_suffix(".wal")?)?),
             ["parked", file] => {
-                let (segment, index) = file.strip_suffix(".log")?.split_once('-')?;
-                FileName::Parked(number(segment)?, index.parse().ok()?)
+                let (digits, slot) = file.strip_suffix(".log")?.split_once('-')?;
+                FileName::Parked(number(digits)?, slot.parse().ok().map(Slot)?)
             }
             ["keys", "system"] => FileName::SystemKey,
             ["keys", _, id] => FileName::KeyFile(table_id(id)?),
@@ -183,7 +184,7 @@ mod tests {
             (FileName::Current, "CURRENT".to_owned()),
             (FileName::Manifest(FileNumber(7)), "manifest/000007.manifest".to_owned()),
             (FileName::Log(FileNumber(12)), "wal/000012.wal".to_owned()),
-            (FileName::Parked(FileNumber(12), 3), "parked/000012-3.log".to_owned()),
+            (FileName::Parked(FileNumber(12), Slot(3)), "parked/000012-3.log".to_owned()),
             (FileName::SystemKey, "keys/system".to_owned()),
             (FileName::KeyFile(id), format!("keys/5e/{id}")),
             (FileName::Table(FileNumber(0x22)), "sst/22/000034.sst".to_owned()),

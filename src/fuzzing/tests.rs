@@ -320,7 +320,7 @@ fn names() -> Vec<String> {
         name(FileName::Current),
         name(FileName::Manifest(FileNumber(7))),
         name(FileName::Log(FileNumber(1_234_567))),
-        name(FileName::Parked(FileNumber(12), 3)),
+        name(FileName::Parked(FileNumber(12), Slot(3))),
         name(FileName::KeyFile(TABLE)),
         name(FileName::SystemKey),
         name(FileName::Table(FileNumber(0x122))),

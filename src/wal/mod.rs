@@ -18,7 +18,9 @@
 //!
 //! What poisons the store, and which segments nobody needs any more, is the caller's business.
 
+pub(crate) mod parked;
 pub(crate) mod replay;
+mod window;
 
 #[cfg(test)]
 mod tests;

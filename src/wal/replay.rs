@@ -12,21 +12,17 @@
 //! Bytes that match their checksum but not their tag were not torn: that is [`Error::Tampered`], wherever they lie.
 //! Nothing is changed here. What was decided becomes durable in the manifest before the first new commit.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::crypto::{Salt, StreamKey, TAG_BYTES, TableKey, Tag};
+use super::window::Window;
+use crate::crypto::{Salt, StreamKey, TableKey, Tag};
 use crate::error::{Error, Result};
-use crate::format::frame::{Expected, FrameKind, JOURNAL_HEAD_BYTES, JournalHead, next_head_within};
+use crate::format::frame::{Expected, FrameKind, JournalHead};
 use crate::format::log::{Envelope, LogPoint, SEGMENT_BEGIN_BYTES, Section, SectionReader, SegmentOpener};
-use crate::format::{FileName, Where};
-use crate::io::File;
-use crate::io::directory::{Directory, refused};
+use crate::format::FileName;
+use crate::io::directory::Directory;
 use crate::keys::KeySet;
-use crate::types::{Epoch, FRAME_BYTES_MAX, FileKind, FileNumber, Generation, Kind, Seq, Slot, TableId};
-
-/// Bytes of a segment that are in memory at a time.
-const WINDOW_BYTES: usize = 2 * FRAME_BYTES_MAX;
+use crate::types::{Epoch, FileKind, FileNumber, Generation, Kind, Seq, Slot, TableId};
 
 /// A live segment, as the manifest knows it.
 #[derive(Clone, Copy)]
@@ -75,7 +71,7 @@ pub(crate) fn replay(
     attested: LogPoint,
     closed: bool,
 ) -> Result<Replayed> {
-    let mut walk = Walk { found: Replayed::default(), attested, previous: None, blank: false, hole: None };
+    let mut walk = Walk::new(attested);
     for input in segments {
         walk.segment(&mut Segment::open(dir, system, input.number, Some(input.salt))?, input.end)?;
     }
@@ -96,16 +92,17 @@ pub(crate) fn replay(
 /// The highest epoch that an authentic envelope names in a segment that the manifest does not know. What cannot be read
 /// attests nothing.
 pub(crate) fn highest_epoch(dir: &Directory, system: &KeySet, number: FileNumber) -> Epoch {
-    let mut walk =
-        Walk { found: Replayed::default(), attested: LogPoint::default(), previous: None, blank: false, hole: None };
+    let mut walk = Walk::new(LogPoint::default());
     if let Ok(mut segment) = Segment::open(dir, system, number, None) {
         let _ = walk.search(&mut segment, SEGMENT_BEGIN_BYTES);
     }
     walk.found.epoch
 }
 
-struct Walk {
+struct Walk<'a> {
     found: Replayed,
+    /// The tables whose sections are collected, if not all.
+    only: Option<&'a BTreeSet<Slot>>,
     attested: LogPoint,
     /// Tag of the last envelope; unknown before the first.
     previous: Option<Tag>,
@@ -142,16 +139,20 @@ impl From<Error> for Refusal {
     }
 }
 
-impl Walk {
+impl Walk<'_> {
+    fn new(attested: LogPoint) -> Self {
+        Walk { found: Replayed::default(), only: None, attested, previous: None, blank: false, hole: None }
+    }
+
     fn segment(&mut self, segment: &mut Segment, end: Option<(u64, Tag)>) -> Result<()> {
         if self.hole.is_some() {
             self.found.discarded_segments.push(segment.number);
-            self.found.discarded_bytes += segment.len_bytes.saturating_sub(SEGMENT_BEGIN_BYTES);
+            self.found.discarded_bytes += segment.window.len_bytes.saturating_sub(SEGMENT_BEGIN_BYTES);
             return self.search(segment, SEGMENT_BEGIN_BYTES);
         }
-        let limit = end.map_or(segment.len_bytes, |(end_bytes, _)| end_bytes);
+        let limit = end.map_or(segment.window.len_bytes, |(end_bytes, _)| end_bytes);
         let mut place = Place { offset: SEGMENT_BEGIN_BYTES, ordinal: 0 };
-        let mut hole = limit > segment.len_bytes;
+        let mut hole = limit > segment.window.len_bytes;
         while place.offset < limit && !hole {
             match self.group(segment, place, limit) {
                 Ok(next) => place = next,
@@ -174,21 +175,21 @@ impl Walk {
             self.blank |= end.is_none() && place.offset == SEGMENT_BEGIN_BYTES;
             if hole {
                 self.hole = Some(Hole { point });
-                self.found.discarded_bytes += segment.len_bytes - place.offset;
+                self.found.discarded_bytes += segment.window.len_bytes - place.offset;
                 self.search(segment, place.offset)?;
             }
             return Ok(());
         };
         debug_assert!(broken.segment < segment.number);
         self.found.discarded_segments.push(segment.number);
-        self.found.discarded_bytes += segment.len_bytes.saturating_sub(SEGMENT_BEGIN_BYTES);
+        self.found.discarded_bytes += segment.window.len_bytes.saturating_sub(SEGMENT_BEGIN_BYTES);
         self.search(segment, SEGMENT_BEGIN_BYTES)
     }
 
     /// Take the group at `place`; where the next one begins.
     fn group(&mut self, segment: &mut Segment, place: Place, limit: u64) -> Result<Place, Refusal> {
         let (envelope, head, tag) = segment.envelope(place.offset, limit)?;
-        let at = segment.at(place.offset);
+        let at = segment.window.at(place.offset);
         if head.ordinal != place.ordinal {
             return Err(Refusal::Error(at.tampered("a group of the log is missing before this one")));
         }
@@ -210,11 +211,12 @@ impl Walk {
         let mut refs = Vec::with_capacity(envelope.sections.len());
         for section in &envelope.sections {
             refs.push(SectionRef { segment: segment.number, offset_bytes: next.offset, section: *section });
-            segment.check_section(section, next.offset, limit)?;
+            segment.window.check_section(section, next.offset, limit)?;
             next.offset += section.len_bytes;
             next.ordinal += u64::from(section.frames);
         }
-        for section in refs {
+        let wanted = |part: &SectionRef| self.only.is_none_or(|only| only.contains(&part.section.slot));
+        for section in refs.into_iter().filter(wanted) {
             self.found.sections.entry(section.section.slot).or_default().push(section);
         }
         self.found.last_seq = self.found.last_seq.max(envelope.last_seq().unwrap_or(Seq::ZERO));
@@ -232,11 +234,11 @@ impl Walk {
     /// Look for authentic envelopes from `from` on, for what they attest.
     fn search(&mut self, segment: &mut Segment, from: u64) -> Result<()> {
         let mut offset = from;
-        while offset < segment.len_bytes {
-            let Some((found, head)) = segment.next_head(offset)? else { return Ok(()) };
+        while offset < segment.window.len_bytes {
+            let Some((found, head)) = segment.window.next_head(offset)? else { return Ok(()) };
             offset = found + 1;
             if head.kind == FrameKind::Envelope
-                && let Ok((envelope, _, _)) = segment.envelope(found, segment.len_bytes)
+                && let Ok((envelope, _, _)) = segment.envelope(found, segment.window.len_bytes)
             {
                 self.attest(&envelope);
                 offset = found + head.frame_bytes();
@@ -253,112 +255,31 @@ struct Place {
     ordinal: u64,
 }
 
-/// A segment that is being read, through a window.
+/// A segment that is being read.
 struct Segment {
     number: FileNumber,
-    name: String,
-    file: Arc<dyn File>,
-    len_bytes: u64,
+    window: Window,
     opener: SegmentOpener,
-    window_start: u64,
-    window: Vec<u8>,
 }
 
 impl Segment {
     fn open(dir: &Directory, system: &KeySet, number: FileNumber, salt: Option<Salt>) -> Result<Segment> {
-        let name = FileName::Log(number).path();
-        let file = dir.open(&name)?;
-        let len_bytes = file.len_bytes().map_err(|error| refused("measure", &name, error))?;
-        let place = Where::new(&name, 0);
-        if len_bytes < SEGMENT_BEGIN_BYTES {
-            return Err(place.bit_rot("the file is shorter than its header"));
-        }
-        let mut header = vec![0; SEGMENT_BEGIN_BYTES as usize];
-        file.read_exact_at(&mut header, 0).map_err(|error| refused("read", &name, error))?;
+        let mut window = Window::open(dir, FileName::Log(number).path())?;
+        let header = window.header()?;
         let expected = Expected { kind: FileKind::Log, number, subject: TableId::SYSTEM, suite: None, salt };
-        let opener = SegmentOpener::open(&header, system.opening(&header, &place)?, &expected, &place)?;
-        Ok(Segment { number, name, file, len_bytes, opener, window_start: 0, window: Vec::new() })
-    }
-
-    fn at(&self, offset_bytes: u64) -> Where<'_> {
-        Where::new(&self.name, offset_bytes)
-    }
-
-    /// `len` bytes at `offset`; a hole if they are not all before `limit`.
-    fn bytes(&mut self, offset: u64, len: u64, limit: u64) -> Result<&[u8]> {
-        if offset.checked_add(len).is_none_or(|end| end > limit.min(self.len_bytes)) || len > FRAME_BYTES_MAX as u64 {
-            return Err(self.at(offset).bit_rot("the frame is cut off"));
-        }
-        let in_window = offset >= self.window_start && offset + len <= self.window_start + self.window.len() as u64;
-        if !in_window {
-            self.fill(offset)?;
-        }
-        let start = (offset - self.window_start) as usize;
-        Ok(&self.window[start..start + len as usize])
-    }
-
-    fn fill(&mut self, offset: u64) -> Result<()> {
-        let len = (self.len_bytes - offset).min(WINDOW_BYTES as u64) as usize;
-        self.window.resize(len, 0);
-        self.window_start = offset;
-        self.file.read_exact_at(&mut self.window, offset).map_err(|error| refused("read", &self.name, error))
-    }
-
-    /// The journal frame at `offset`, checked against its checksums.
-    fn frame(&mut self, offset: u64, limit: u64) -> Result<(JournalHead, &[u8])> {
-        let head = self.bytes(offset, JOURNAL_HEAD_BYTES as u64, limit)?.to_vec();
-        let head = JournalHead::decode(&head, &self.at(offset))?;
-        let name = self.name.clone();
-        let frame = self.bytes(offset, head.frame_bytes(), limit)?;
-        head.check_crc(frame, &Where::new(&name, offset))?;
-        Ok((head, frame))
+        let opener = SegmentOpener::open(&header, system.opening(&header, &window.at(0))?, &expected, &window.at(0))?;
+        Ok(Segment { number, window, opener })
     }
 
     fn envelope(&mut self, offset: u64, limit: u64) -> Result<(Envelope, JournalHead, Tag)> {
-        let (head, frame) = self.frame(offset, limit)?;
+        let (head, frame) = self.window.frame(offset, limit)?;
         let frame = frame.to_vec();
+        let at = self.window.at(offset);
         if head.kind != FrameKind::Envelope {
-            return Err(self.at(offset).tampered("there is no envelope where a group begins"));
+            return Err(at.tampered("there is no envelope where a group begins"));
         }
-        let (envelope, tag) = self.opener.open_envelope(frame, &self.at(offset))?;
+        let (envelope, tag) = self.opener.open_envelope(frame, &at)?;
         Ok((envelope.into_inner(), head, tag))
-    }
-
-    /// That all frames of a section are there, with the key of nobody but the system.
-    fn check_section(&mut self, section: &Section, start: u64, limit: u64) -> Result<()> {
-        let mut offset = start;
-        let mut last_tag = None;
-        for index in 0..section.frames {
-            let (head, frame) = self.frame(offset, limit)?;
-            last_tag = frame.last_chunk::<TAG_BYTES>().copied();
-            if head.kind != FrameKind::Section || head.ordinal != section.first_ordinal + u64::from(index) {
-                return Err(self.at(offset).tampered("a section's frame is not where its envelope says"));
-            }
-            offset += head.frame_bytes();
-        }
-        if last_tag != Some(section.tag) || offset - start != section.len_bytes {
-            return Err(self.at(start).tampered("a section is not the one that its envelope names"));
-        }
-        Ok(())
-    }
-
-    /// The next offset at or after `from` where a head with a right checksum stands.
-    fn next_head(&mut self, from: u64) -> Result<Option<(u64, JournalHead)>> {
-        let mut start = from;
-        while start < self.len_bytes {
-            self.fill(start)?;
-            let window_len = self.window.len() as u64;
-            if let Some((offset, head)) = next_head_within(&self.window, 0, self.len_bytes - start) {
-                return Ok(Some((start + offset as u64, head)));
-            }
-            // The last bytes may be the front of a head that goes on behind the window.
-            let step = window_len.saturating_sub(JOURNAL_HEAD_BYTES as u64 - 1);
-            if step == 0 || start + window_len >= self.len_bytes {
-                return Ok(None);
-            }
-            start += step;
-        }
-        Ok(None)
     }
 }
 
@@ -394,21 +315,71 @@ pub(crate) fn entries<'k>(
                 stream
             }
         };
-        let mut reader = SectionReader::new(stream, section);
-        let mut offset = part.offset_bytes;
-        while reader.frames_left() > 0 {
-            let (head, frame) = segment.frame(offset, u64::MAX)?;
-            let frame = frame.to_vec();
-            let at = segment.at(offset);
-            reader.feed(frame, &at)?;
-            while let Some(entry) = reader.next_entry(&at)? {
-                if entry.seq > after {
-                    visit(part.segment, entry.seq, entry.kind, entry.key, entry.value)?;
-                }
-            }
-            offset += head.frame_bytes();
-        }
-        reader.finish(&segment.at(part.offset_bytes))?;
+        let visit = &mut |seq, kind, key: &[u8], value: &[u8]| visit(part.segment, seq, kind, key, value);
+        section_entries(&mut segment.window, part.offset_bytes, section, stream, after, visit)?;
     }
     Ok(())
+}
+
+/// Takes an entry of one section: sequence number, kind, key and value.
+pub(super) type VisitEntry<'a> = dyn FnMut(Seq, Kind, &[u8], &[u8]) -> Result<()> + 'a;
+
+/// Open the section that lies at `start`, and hand out its entries that are newer than `after`.
+pub(super) fn section_entries(
+    window: &mut Window,
+    start: u64,
+    section: &Section,
+    key: StreamKey,
+    after: Seq,
+    visit: &mut VisitEntry<'_>,
+) -> Result<()> {
+    let mut reader = SectionReader::new(key, section);
+    let mut offset = start;
+    while reader.frames_left() > 0 {
+        let (head, frame) = window.frame(offset, u64::MAX)?;
+        let frame = frame.to_vec();
+        let at = window.at(offset);
+        reader.feed(frame, &at)?;
+        while let Some(entry) = reader.next_entry(&at)? {
+            if entry.seq > after {
+                visit(entry.seq, entry.kind, entry.key, entry.value)?;
+            }
+        }
+        offset += head.frame_bytes();
+    }
+    reader.finish(&window.at(start))
+}
+
+/// The sections of some tables in segments that are known to be whole, each up to an end that is known too, oldest segment first.
+/// What was read back once, or written since, has no hole: one is [`Error::LogDamaged`].
+pub(crate) fn sections_of(
+    dir: &Directory,
+    system: &KeySet,
+    segments: &[KnownSegment],
+    tables: &BTreeSet<Slot>,
+) -> Result<HashMap<Slot, Vec<SectionRef>>> {
+    let mut walk = Walk { only: Some(tables), ..Walk::new(LogPoint::default()) };
+    for known in segments {
+        let mut segment = Segment::open(dir, system, known.number, Some(known.salt))?;
+        let mut place = Place { offset: SEGMENT_BEGIN_BYTES, ordinal: 0 };
+        while place.offset < known.end_bytes {
+            place = match walk.group(&mut segment, place, known.end_bytes) {
+                Ok(next) => next,
+                Err(Refusal::Error(error)) => return Err(error),
+                Err(Refusal::Hole) => {
+                    let point = LogPoint { segment: known.number, end_bytes: place.offset };
+                    return Err(Hole { point }.damage());
+                }
+            };
+        }
+    }
+    Ok(walk.found.sections)
+}
+
+/// A segment of which it is known where it ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KnownSegment {
+    pub number: FileNumber,
+    pub salt: Salt,
+    pub end_bytes: u64,
 }

@@ -38,6 +38,7 @@
 //! Numbers are never reused; a reader that does not know one refuses the manifest.
 
 use crate::crypto::{Commitment, Salt, Suite, Tag};
+use crate::format::FileName;
 use crate::format::codec::{Decoded, Put, Reader, Refusal, require};
 use crate::format::frame::{FrameKind, decode_number, decode_suite};
 use crate::format::keyfile::{KEY_ARN_BYTES_MAX, MasterKind};
@@ -442,6 +443,11 @@ pub(crate) struct ParkedRecord {
 }
 
 impl ParkedRecord {
+    /// The file's name.
+    pub(crate) fn name(&self) -> FileName {
+        FileName::Parked(self.number, self.slot)
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64(self.number.0);
         out.put_u32(self.slot.0);

@@ -1,0 +1,114 @@
+//! A file of journal frames that is being read, through a window of bounded size.
+
+use std::sync::Arc;
+
+use crate::crypto::TAG_BYTES;
+use crate::error::Result;
+use crate::format::Where;
+use crate::format::frame::{FrameKind, HEADER_BYTES, JOURNAL_HEAD_BYTES, JournalHead, next_head_within};
+use crate::format::log::Section;
+use crate::io::File;
+use crate::io::directory::{Directory, refused};
+use crate::types::FRAME_BYTES_MAX;
+
+/// Bytes of a file that are in memory at a time.
+const WINDOW_BYTES: usize = 2 * FRAME_BYTES_MAX;
+
+/// A log segment, or a file of parked sections.
+pub(super) struct Window {
+    pub(super) name: String,
+    pub(super) len_bytes: u64,
+    file: Arc<dyn File>,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    pub(super) fn open(dir: &Directory, name: String) -> Result<Window> {
+        let file = dir.open(&name)?;
+        let len_bytes = file.len_bytes().map_err(|error| refused("measure", &name, error))?;
+        Ok(Window { name, len_bytes, file, start: 0, bytes: Vec::new() })
+    }
+
+    /// The bytes of the file's header.
+    pub(super) fn header(&mut self) -> Result<Vec<u8>> {
+        if self.len_bytes < HEADER_BYTES as u64 {
+            return Err(self.at(0).bit_rot("the file is shorter than its header"));
+        }
+        let mut header = vec![0; HEADER_BYTES];
+        self.file.read_exact_at(&mut header, 0).map_err(|error| refused("read", &self.name, error))?;
+        Ok(header)
+    }
+
+    pub(super) fn at(&self, offset_bytes: u64) -> Where<'_> {
+        Where::new(&self.name, offset_bytes)
+    }
+
+    /// `len` bytes at `offset`; a hole if they are not all before `limit`.
+    pub(super) fn bytes(&mut self, offset: u64, len: u64, limit: u64) -> Result<&[u8]> {
+        if offset.checked_add(len).is_none_or(|end| end > limit.min(self.len_bytes)) || len > FRAME_BYTES_MAX as u64 {
+            return Err(self.at(offset).bit_rot("the frame is cut off"));
+        }
+        let in_window = offset >= self.start && offset + len <= self.start + self.bytes.len() as u64;
+        if !in_window {
+            self.fill(offset)?;
+        }
+        let start = (offset - self.start) as usize;
+        Ok(&self.bytes[start..start + len as usize])
+    }
+
+    pub(super) fn fill(&mut self, offset: u64) -> Result<()> {
+        let len = (self.len_bytes - offset).min(WINDOW_BYTES as u64) as usize;
+        self.bytes.resize(len, 0);
+        self.start = offset;
+        self.file.read_exact_at(&mut self.bytes, offset).map_err(|error| refused("read", &self.name, error))
+    }
+
+    /// The journal frame at `offset`, checked against its checksums.
+    pub(super) fn frame(&mut self, offset: u64, limit: u64) -> Result<(JournalHead, &[u8])> {
+        let head = self.bytes(offset, JOURNAL_HEAD_BYTES as u64, limit)?.to_vec();
+        let head = JournalHead::decode(&head, &self.at(offset))?;
+        let name = self.name.clone();
+        let frame = self.bytes(offset, head.frame_bytes(), limit)?;
+        head.check_crc(frame, &Where::new(&name, offset))?;
+        Ok((head, frame))
+    }
+
+    /// That all frames of a section are there, with the key of nobody but the system.
+    pub(super) fn check_section(&mut self, section: &Section, start: u64, limit: u64) -> Result<()> {
+        let mut offset = start;
+        let mut last_tag = None;
+        for index in 0..section.frames {
+            let (head, frame) = self.frame(offset, limit)?;
+            last_tag = frame.last_chunk::<TAG_BYTES>().copied();
+            if head.kind != FrameKind::Section || head.ordinal != section.first_ordinal + u64::from(index) {
+                return Err(self.at(offset).tampered("a section's frame is not where its envelope says"));
+            }
+            offset += head.frame_bytes();
+        }
+        if last_tag != Some(section.tag) || offset - start != section.len_bytes {
+            return Err(self.at(start).tampered("a section is not the one that its envelope names"));
+        }
+        Ok(())
+    }
+
+    /// The next offset at or after `from` where a head with a right checksum stands.
+    pub(super) fn next_head(&mut self, from: u64) -> Result<Option<(u64, JournalHead)>> {
+        let mut start = from;
+        while start < self.len_bytes {
+            self.fill(start)?;
+            let window_len = self.bytes.len() as u64;
+            if let Some((offset, head)) = next_head_within(&self.bytes, 0, self.len_bytes - start) {
+                return Ok(Some((start + offset as u64, head)));
+            }
+            // The last bytes may be the front of a head that goes on behind the window.
+            let step = window_len.saturating_sub(JOURNAL_HEAD_BYTES as u64 - 1);
+            if step == 0 || start + window_len >= self.len_bytes {
+                return Ok(None);
+            }
+            start += step;
+        }
+        Ok(None)
+    }
+}
+
