@@ -97,6 +97,17 @@ pub enum Error {
         /// The provider's answer, with its class and scope.
         source: ProviderError,
     },
+    /// A table's key is refused: disabled, about to be deleted, gone, or no longer the engine's to use. Nothing is lost, and nothing of the
+    /// table is in memory; it answers again by itself once its key does.
+    #[error("table {table} is inaccessible since {since_ms} ms after 1970-01-01 00:00 UTC: {source}")]
+    TableInaccessible {
+        /// The table.
+        table: TableId,
+        /// Wall time of the first refusal, in milliseconds since 1970-01-01 00:00 UTC.
+        since_ms: u64,
+        /// The provider's last answer.
+        source: ProviderError,
+    },
     /// The provider refused a master key that was given by name.
     #[error("master key {key}: {source}")]
     MasterKeyUnavailable {
@@ -245,7 +256,9 @@ impl Error {
             Error::MissingFile { .. } => ErrorKind::MissingFile,
             Error::Locked { .. } => ErrorKind::Locked,
             Error::UnknownVersion { .. } => ErrorKind::UnknownVersion,
-            Error::KeyUnavailable { .. } | Error::MasterKeyUnavailable { .. } => ErrorKind::KeyUnavailable,
+            Error::KeyUnavailable { .. } | Error::TableInaccessible { .. } | Error::MasterKeyUnavailable { .. } => {
+                ErrorKind::KeyUnavailable
+            }
             Error::SessionRefused { .. } | Error::AccessDenied { .. } => ErrorKind::AccessDenied,
             Error::LimitExceeded { .. } => ErrorKind::LimitExceeded,
             Error::Poisoned { .. } => ErrorKind::Poisoned,

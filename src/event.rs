@@ -64,6 +64,20 @@ pub enum Event {
         /// The table.
         table: TableId,
     },
+    /// A table's key began to be refused: nobody may use the table, and what was in memory of it is let go of. Its data is safe.
+    TableInaccessible {
+        /// The table.
+        table: TableId,
+        /// Wall time of the first refusal, in milliseconds since 1970-01-01 00:00 UTC. It outlives the process.
+        since_ms: u64,
+        /// What the provider said.
+        reason: ProviderError,
+    },
+    /// A table's key may be used again, and so may the table.
+    TableAccessible {
+        /// The table.
+        table: TableId,
+    },
     /// A dropped table's wrapped keys have been erased durably.
     TableShredded {
         /// The table.

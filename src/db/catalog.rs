@@ -23,7 +23,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use crate::compaction::plan::Busy;
+use super::access::Access;
 use crate::error::{Error, Result};
+use crate::format::log::LogPoint;
 use crate::format::manifest::TableRecord;
 use crate::io::Tick;
 use crate::keys::{KeySet, Permit, TableLease};
@@ -99,8 +101,10 @@ pub(crate) struct TableState {
     pub structure: Mutex<Structure>,
     /// Level-0 files and frozen memtables, for the backpressure of commits.
     pub pressure: Pressure,
-    /// Entries that recovery found in the log and nobody has replayed yet.
-    pub unreplayed: Mutex<Vec<SectionRef>>,
+    /// What the log holds of the table and nobody has in memory.
+    pub unreplayed: Mutex<Unreplayed>,
+    /// Whether its key is refused.
+    pub access: Access,
     /// Whether somebody is loading the table.
     pub loading: AtomicBool,
     dropped: AtomicBool,
@@ -111,6 +115,50 @@ pub(crate) struct TableState {
 pub(crate) struct Seat {
     pub table: Arc<TableState>,
     pub permit: Arc<Permit>,
+}
+
+/// What the log holds of a table and nobody has in memory. It holds the segment in which it begins.
+#[derive(Default, Debug)]
+pub(crate) enum Unreplayed {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// These sections, at least one, in order.
+    Sections(Vec<SectionRef>),
+    /// Sections in these segments, up to this point. They are looked up when they are needed: there may be very many, and the table may
+    /// be away for long.
+    Somewhere { from: FileNumber, to: LogPoint },
+}
+
+impl Unreplayed {
+    /// These sections, which may be none.
+    pub(crate) fn sections(sections: Vec<SectionRef>) -> Unreplayed {
+        if sections.is_empty() { Unreplayed::Nothing } else { Unreplayed::Sections(sections) }
+    }
+
+    /// The segment in which it begins, at the earliest.
+    pub(crate) fn first_segment(&self) -> Option<FileNumber> {
+        match self {
+            Unreplayed::Nothing => None,
+            Unreplayed::Sections(sections) => sections.first().map(|part| part.segment),
+            Unreplayed::Somewhere { from, .. } => Some(*from),
+        }
+    }
+
+    /// What is left of it behind `segment`; `next` is the live segment that follows.
+    pub(crate) fn behind(&self, segment: FileNumber, next: Option<FileNumber>) -> Unreplayed {
+        match self {
+            Unreplayed::Nothing => Unreplayed::Nothing,
+            Unreplayed::Sections(sections) => {
+                let left = sections.iter().filter(|part| part.segment > segment);
+                Unreplayed::sections(left.copied().collect())
+            }
+            Unreplayed::Somewhere { from, to } => match next.map(|next| next.max(*from)) {
+                Some(from) if from <= to.segment => Unreplayed::Somewhere { from, to: *to },
+                _ => Unreplayed::Nothing,
+            },
+        }
+    }
 }
 
 /// What must not change while a view is replaced.
@@ -135,7 +183,12 @@ impl Pressure {
 
 impl TableState {
     /// The state of a table that nobody has used yet.
-    pub(crate) fn new(record: &TableRecord, lease: TableLease, unreplayed: Vec<SectionRef>) -> TableState {
+    pub(crate) fn new(
+        record: &TableRecord,
+        lease: TableLease,
+        unreplayed: Unreplayed,
+        inaccessible_since_ms: Option<u64>,
+    ) -> TableState {
         TableState {
             slot: record.slot,
             id: record.id,
@@ -147,6 +200,7 @@ impl TableState {
             structure: Mutex::default(),
             pressure: Pressure::default(),
             unreplayed: Mutex::new(unreplayed),
+            access: Access::new(inaccessible_since_ms),
             loading: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
         }
@@ -155,6 +209,11 @@ impl TableState {
     /// How the table's blocks are compressed.
     pub(crate) fn compression(&self) -> Compression {
         self.settings.compression
+    }
+
+    /// Whether somebody is bringing it into use.
+    pub(crate) fn is_loading(&self) -> bool {
+        self.loading.load(Ordering::Acquire)
     }
 
     /// Whether the table is being dropped.

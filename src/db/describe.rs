@@ -122,10 +122,11 @@ impl Engine {
         let keys = self.read_key_file(table.slot, table.id)?;
         let kind = record.map_or(keys.master, |record| record.master);
         let arn = keys.wraps.last().map(|wrap| wrap.key_arn.clone());
-        let (status, inaccessible_since_ms) = match keys.state {
-            KeyState::Active => (TableStatus::Active, None),
-            KeyState::Inaccessible => (TableStatus::InaccessibleEncryptionCredentials, Some(keys.since_ms)),
-            KeyState::Dropping => (TableStatus::Dropping, None),
+        let inaccessible_since_ms = table.access.since_ms();
+        let status = match inaccessible_since_ms {
+            _ if keys.state == KeyState::Dropping => TableStatus::Dropping,
+            Some(_) => TableStatus::InaccessibleEncryptionCredentials,
+            None => TableStatus::Active,
         };
         let owned = kind == MasterKind::Owned;
         Ok(TableDescription {

@@ -1,19 +1,20 @@
 //! A table's first use, and how it is put away.
 //!
 //! ```text
-//!  put away ── admit: provider asked, bounds opened, log replayed ──> in use
-//!     ^                                                                  │
-//!     └── permits ended ── memtables flushed ── keys, blocks, readers gone ┘
+//!  put away ── admit: provider asked, bounds opened, parked sections and log replayed ──> in use
+//!     ^                                                                                    │
+//!     ├── permits ended ── memtables flushed ── keys, blocks, readers gone ────────────────┤
+//!     └── key refused, or flushing not possible ── everything gone, unflushed (access.rs) ──┘
 //! ```
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
-use super::catalog::{Memory, Seat, TableState, View};
+use super::catalog::{Memory, Seat, TableState, Unreplayed, View};
 use crate::error::{Error, Result};
 use crate::io::Tick;
-use crate::keys::{KeySet, Permit, Principal};
+use crate::keys::{Ending, KeySet, Permit, Principal};
 use crate::types::{Seq, Trailer};
 use crate::version::{Change, Version};
 use crate::wal;
@@ -67,13 +68,21 @@ impl Engine {
     pub(super) fn acquire(&self, table: &Arc<TableState>, permit: &Arc<Permit>) -> Result<Arc<KeySet>> {
         self.check_open()?;
         self.check_not_dropped(table)?;
+        self.check_access(table)?;
+        self.ask(table, permit)
+    }
+
+    /// As [`acquire`](Engine::acquire), whatever was answered a moment ago.
+    pub(super) fn ask(&self, table: &Arc<TableState>, permit: &Arc<Permit>) -> Result<Arc<KeySet>> {
+        self.check_open()?;
+        self.check_not_dropped(table)?;
         let keys = self.keys.acquire(&table.lease, permit, &|| self.read_key_file(table.slot, table.id));
         if keys.is_err() {
             // The lease of a closed store is closed too, and cannot know why.
             self.check_open()?;
         }
         self.look_after(table, permit);
-        keys
+        self.learn(table, permit.principal(), keys)
     }
 
     /// As [`acquire`](Engine::acquire), for the engine's own work: a user's revocation does not stop it.
@@ -120,14 +129,15 @@ impl Engine {
         if table.is_dropped() {
             return Err(Error::TableDropped { table: table.id });
         }
+        // Refused since these keys were asked for. What is published now would stay: the custodian has been here.
+        if let Some(error) = table.access.refused(table.id) {
+            return Err(error);
+        }
         for memory in memories.iter().rev().chain([&active]) {
             self.adopt(table, memory);
         }
-        let replayed = std::mem::take(&mut *table.unreplayed.lock());
-        if let Some(first) = replayed.first() {
-            // The memtables hold it themselves now.
-            self.background.release_segment(first.segment);
-        }
+        // The memtables hold the log themselves now.
+        self.set_unreplayed(table, Unreplayed::Nothing);
         table.publish(Some(View { keys, active, frozen: memories.clone(), version: Arc::new(version) }));
         // Before anybody can freeze the active one: memtables of a table are flushed in the order in which they stand in the
         // queue, and what the manifest calls flushed is everything up to the last.
@@ -139,35 +149,39 @@ impl Engine {
         Ok(())
     }
 
-    /// What the log holds of a table and its sorted tables do not, in memtables, oldest first.
-    fn replay(&self, table: &TableState, keys: &KeySet, flushed: Seq) -> Result<Vec<Arc<Memory>>> {
-        let sections = table.unreplayed.lock().clone();
+    /// What parked files and the log hold of a table and its sorted tables do not, in memtables, oldest first.
+    fn replay(&self, table: &Arc<TableState>, keys: &KeySet, flushed: Seq) -> Result<Vec<Arc<Memory>>> {
+        self.index_log(table)?;
+        let sections = match &*table.unreplayed.lock() {
+            Unreplayed::Sections(sections) => sections.clone(),
+            Unreplayed::Nothing | Unreplayed::Somewhere { .. } => Vec::new(),
+        };
         let mut memories: Vec<Arc<Memory>> = Vec::new();
-        let salts = |segment| self.manifest.with_state(|state| state.segments.get(&segment).map(|meta| meta.salt));
+        let mut insert = |segment, seq, kind, key: &[u8], value: &[u8]| {
+            let memory = match memories.last() {
+                Some(memory) if memory.table.bytes() < self.options.memtable_bytes => memory,
+                _ => {
+                    memories.push(Memory::new());
+                    &memories[memories.len() - 1]
+                }
+            };
+            memory.table.insert(key, Trailer::new(seq, kind), value)?;
+            memory.begins_in(segment);
+            memory.reached(seq);
+            Ok(())
+        };
         let key_of = |generation| {
             keys.generation(generation).map(|key| &**key).ok_or(Error::WrongKey { table: table.id, generation })
         };
-        wal::replay::entries(
-            &self.dir,
-            &self.system.all(),
-            &salts,
-            &key_of,
-            &sections,
-            flushed,
-            &mut |segment, seq, kind, key, value| {
-                let memory = match memories.last() {
-                    Some(memory) if memory.table.bytes() < self.options.memtable_bytes => memory,
-                    _ => {
-                        memories.push(Memory::new());
-                        &memories[memories.len() - 1]
-                    }
-                };
-                memory.table.insert(key, Trailer::new(seq, kind), value)?;
-                memory.begins_in(segment);
-                memory.reached(seq);
-                Ok(())
-            },
-        )?;
+        // What was parked needs no segment. A memtable needs one all the same: that of the log's sections behind it, which may come into the same
+        // memtable, or one that no commit to come is older than.
+        let segment = sections.first().map_or_else(|| self.log.segment_to_come(), |part| part.segment);
+        for record in self.parked_files(table, flushed) {
+            let mut file = wal::parked::ParkedFile::open(&self.dir, &self.system.all(), table.id, &record)?;
+            file.entries(&key_of, flushed, &mut |seq, kind, key, value| insert(segment, seq, kind, key, value))?;
+        }
+        let salts = |segment| self.manifest.with_state(|state| state.segments.get(&segment).map(|meta| meta.salt));
+        wal::replay::entries(&self.dir, &self.system.all(), &salts, &key_of, &sections, flushed, &mut insert)?;
         Ok(memories)
     }
 
@@ -179,11 +193,11 @@ impl Engine {
         }
         let Some(segment) = self.segment_to_relieve() else { return };
         let begins = |table: &&Arc<TableState>| {
-            table.unreplayed.lock().first().is_some_and(|section| section.segment == segment)
+            table.unreplayed.lock().first_segment() == Some(segment) && !table.access.is_refused()
         };
         let owners: Vec<_> = self.catalog.all().into_iter().filter(|table| begins(&table)).collect();
         for table in owners {
-            // One whose key is not to be had keeps its segment.
+            // One whose key is not to be had keeps its segment, until that is parked.
             if let Ok(keys) = self.acquire_for_service(&table) {
                 let _ = self.load(&table, keys);
             }
@@ -193,6 +207,16 @@ impl Engine {
     /// Let go of a table that nobody may use any more: first what it has in memory goes to sorted tables, then, in a later
     /// round, its keys, blocks and readers go.
     pub(super) fn put_away(&self, table: &Arc<TableState>, now: Tick) {
+        if let Some(Ending::Refused(reason)) = table.lease.ending(now) {
+            // A refusal that came with a renewal. What follows is the custodian's.
+            self.refuse(table, &reason);
+            return;
+        }
+        if self.background.cannot_be_flushed(table) {
+            // The service may not, or cannot ask. The log has everything, and plaintext must not stay because a provider is away.
+            self.seclude(table);
+            return;
+        }
         let mut writer = self.writer.lock();
         let Some(view) = table.view.load_owned() else {
             drop(writer);
@@ -219,7 +243,7 @@ impl Engine {
     }
 
     /// Let go of a table's keys, unless somebody has got a permit meanwhile.
-    fn purge(&self, table: &Arc<TableState>) {
+    pub(super) fn purge(&self, table: &Arc<TableState>) {
         // First off the list and then asked, while who gets a permit puts the table on the list afterwards: so no table with
         // a permit is missing there.
         self.background.in_use.lock().remove(&table.slot);
@@ -238,9 +262,8 @@ impl Engine {
         drop(structure);
         drop(writer);
         self.background.in_use.lock().remove(&table.slot);
-        if let Some(first) = std::mem::take(&mut *table.unreplayed.lock()).first() {
-            self.background.release_segment(first.segment);
-        }
+        self.set_unreplayed(table, Unreplayed::Nothing);
+        self.background.custody.forget(table.slot);
         if let Some(view) = view {
             self.discharge(table, &view.active);
             view.version.all_files().for_each(|(_, file)| self.readers.close(file));

@@ -7,6 +7,8 @@
 //!         ├─ catalog      tables, and what of each is in memory
 //!         ├─ load         a table's first use: keys, bounds, replay; and how it is put away
 //!         ├─ warden       permits: renewed in time, their end noticed
+//!         ├─ access       tables whose key is refused, and how they come back
+//!         ├─ park         what becomes of their part of the log
 //!         ├─ readers      open sorted tables
 //!         ├─ scan         point reads, cursors, iterators
 //!         ├─ maintenance  flush, compaction, permits, log segments, backpressure
@@ -21,6 +23,7 @@
 //! `creating` → `writer` (who commits) → `preparing` → `TableState::structure` (who replaces a view) → the manifest's own → everything else, each
 //! alone. None is held while a provider is asked or anything is waited for.
 
+mod access;
 mod anchor;
 mod batch;
 mod builder;
@@ -31,6 +34,7 @@ mod describe;
 mod load;
 mod maintenance;
 mod open;
+mod park;
 mod readers;
 mod scan;
 mod session;

@@ -19,7 +19,8 @@ use parking_lot::Mutex;
 
 use super::anchor;
 use super::builder::{Builder, RecoveryReport};
-use super::catalog::{Catalog, TableState};
+use super::access::{Custodian, Prober};
+use super::catalog::{Catalog, TableState, Unreplayed};
 use super::commit::Queue;
 use super::maintenance::{Background, Compactor, Flusher, Keeper, Ticker};
 use super::readers::Readers;
@@ -328,7 +329,9 @@ impl Opening {
             let files = table.files.keys().map(|&number| FileName::Table(number));
             files.chain([FileName::KeyFile(table.record.id)])
         });
-        for name in named.chain(state.segments.keys().map(|&number| FileName::Log(number))) {
+        let journals = state.segments.keys().map(|&number| FileName::Log(number));
+        let parked = state.parked.values().map(|record| record.name());
+        for name in named.chain(journals).chain(parked) {
             let name = name.path();
             if !names.contains(&name) {
                 return Err(Error::MissingFile { file: name });
@@ -451,10 +454,16 @@ impl Opening {
         for meta in state.tables.values().filter(|meta| !meta.record.dropping) {
             let mut own = sections.remove(&meta.record.slot).unwrap_or_default();
             own.retain(|section| section.section.last_seq() > meta.flushed);
-            if let Some(first) = own.first() {
-                background.hold_segment(first.segment);
+            let own = Unreplayed::sections(own);
+            if let Some(segment) = own.first_segment() {
+                background.hold_segment(segment);
             }
-            catalog.insert(Arc::new(TableState::new(&meta.record, TableLease::new(meta.record.id), own)));
+            let (lease, since_ms) = (TableLease::new(meta.record.id), meta.inaccessible_since_ms);
+            let table = Arc::new(TableState::new(&meta.record, lease, own, since_ms));
+            if since_ms.is_some() {
+                background.custody.take_in(&table);
+            }
+            catalog.insert(table);
         }
         let options = self.builder.options.clone();
         let engine = Arc::new(Engine {
@@ -527,7 +536,7 @@ impl Engine {
                 Some(FileName::Manifest(number)) => number == manifest,
                 Some(FileName::Log(number)) => state.segments.contains_key(&number),
                 Some(FileName::Table(number)) => tables.contains(&number),
-                Some(FileName::Parked(..)) => true,
+                Some(FileName::Parked(number, _)) => state.parked.contains_key(&number),
                 Some(FileName::KeyFile(table)) if live.contains(&table) => true,
                 Some(FileName::KeyFile(_)) => {
                     self.dir.rename(&path, &format!("{path}{SET_ASIDE_SUFFIX}"))?;
@@ -560,6 +569,8 @@ impl Engine {
             ("strongroom-keeper", Box::new(Keeper::new(self.clone()))),
             ("strongroom-warden", Box::new(Warden::new(self.clone()))),
             ("strongroom-flush", Box::new(Flusher::new(self.clone()))),
+            ("strongroom-custodian", Box::new(Custodian::new(self.clone()))),
+            ("strongroom-prober", Box::new(Prober::new(self.clone()))),
         ];
         for _ in 0..self.options.compaction_threads {
             tasks.push(("strongroom-compact", Box::new(Compactor::new(self.clone()))));

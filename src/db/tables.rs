@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use super::Engine;
-use super::catalog::TableState;
+use super::catalog::{TableState, Unreplayed};
 use super::trail::Begun;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -21,7 +21,7 @@ use crate::format::manifest::{Edit, KeyPin, TableRecord};
 use crate::io::directory::Directory;
 use crate::keys::{NewKey, Principal, TableLease};
 use crate::options::TableOptions;
-use crate::types::{FileNumber, Generation, Slot, TABLE_NAME_BYTES_MAX, TableId};
+use crate::types::{Generation, Slot, TABLE_NAME_BYTES_MAX, TableId};
 use crate::version::system;
 
 /// A table that is about to exist.
@@ -73,7 +73,7 @@ impl Engine {
         }
         let mut made = Vec::with_capacity(drafts.len());
         for draft in drafts {
-            let state = Arc::new(TableState::new(&draft.record, TableLease::new(draft.record.id), Vec::new()));
+            let state = Arc::new(TableState::new(&draft.record, TableLease::new(draft.record.id), Unreplayed::Nothing, None));
             // The provider has just answered for this table: its first use need not ask again. If that was so long ago that
             // the permit is over already, it will.
             let permit = state.lease.permit(creator);
@@ -169,18 +169,20 @@ impl Engine {
             }
             table.mark_dropped();
         }
-        let files: Vec<FileNumber> = self
-            .manifest
-            .with_state(|state| state.tables.get(&table.slot).map(|meta| meta.files.keys().copied().collect()))
-            .unwrap_or_default();
+        let files: Vec<FileName> = self.manifest.with_state(|state| {
+            let meta = state.tables.get(&table.slot);
+            let sorted = meta.into_iter().flat_map(|meta| meta.files.keys().map(|&number| FileName::Table(number)));
+            let parked = state.parked.values().filter(|record| record.slot == table.slot);
+            sorted.chain(parked.map(|record| record.name())).collect()
+        });
         self.manifest.append(vec![Edit::DropTable { slot: table.slot }]).map_err(|error| self.poison(error))?;
         self.catalog.remove(&table);
         self.forget(&table);
         shred_key_file(&self.dir, table.id)?;
         self.events.event(&Event::TableShredded { table: table.id });
-        for number in files {
+        for file in files {
             // What cannot be removed now is an orphan that the next open removes.
-            let _ = self.dir.remove(&FileName::Table(number).path());
+            let _ = self.dir.remove(&file.path());
         }
         self.manifest.append(vec![Edit::ForgetTable { slot: table.slot }]).map_err(|error| self.poison(error))?;
         drop(creating);

@@ -35,7 +35,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-pub(crate) use self::lease::{KeySet, Look, Permit, Renewal, TICK_PERIOD, TableLease, Unwrapped};
+pub(crate) use self::lease::{Ending, KeySet, Look, Permit, Renewal, TICK_PERIOD, TableLease, Unwrapped};
 use self::lease::{News, Terms};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::local::fuzz as local_fuzz;

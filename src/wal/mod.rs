@@ -308,6 +308,29 @@ impl Log {
         shared.segments.range(..limit).map(|(&number, _)| number).collect()
     }
 
+    /// Live segments from `from` up to `to`, with their lengths up to there.
+    pub(crate) fn segments_between(&self, from: FileNumber, to: LogPoint) -> Vec<(FileNumber, u64)> {
+        let shared = self.shared.lock();
+        let segments = shared.segments.range(from..=to.segment.max(from));
+        let end_bytes = |number, len_bytes: u64| if number == to.segment { len_bytes.min(to.end_bytes) } else { len_bytes };
+        segments.map(|(&number, &len_bytes)| (number, end_bytes(number, len_bytes))).collect()
+    }
+
+    /// The live segment that follows this one.
+    pub(crate) fn segment_behind(&self, number: FileNumber) -> Option<FileNumber> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let shared = self.shared.lock();
+        shared.segments.range((Excluded(number), Unbounded)).next().map(|(&next, _)| next)
+    }
+
+    /// A segment that no commit to come is older than: what is held for no segment of its own is held for this one.
+    pub(crate) fn segment_to_come(&self) -> FileNumber {
+        let shared = self.shared.lock();
+        let current = shared.segments.contains_key(&shared.end.segment).then_some(shared.end.segment);
+        let newest = || shared.segments.last_key_value().map(|(&number, _)| number);
+        current.or_else(newest).unwrap_or(FileNumber(1))
+    }
+
     /// Remove segments that the manifest no longer names.
     pub(crate) fn remove_segments(&self, numbers: &[FileNumber]) {
         for number in numbers {

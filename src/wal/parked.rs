@@ -23,6 +23,7 @@ use crate::format::manifest::ParkedRecord;
 use crate::format::parked::{Origin, ParkedOpener, ParkedSealer, check_len, last_seq};
 use crate::io::directory::{Directory, refused};
 use crate::io::{Entropy, File};
+use crate::keys::KeySet;
 use crate::types::{FileKind, FileNumber, Generation, Seq, Slot, TableId};
 
 /// Bytes that are written at once.
@@ -112,7 +113,7 @@ pub(crate) struct ParkedFile {
 
 impl ParkedFile {
     /// Open the file that the manifest describes so.
-    pub(crate) fn open(dir: &Directory, system: &TableKey, table: TableId, record: &ParkedRecord) -> Result<ParkedFile> {
+    pub(crate) fn open(dir: &Directory, system: &KeySet, table: TableId, record: &ParkedRecord) -> Result<ParkedFile> {
         let mut window = Window::open(dir, record.name().path())?;
         let header = window.header()?;
         let expected = Expected {
@@ -122,7 +123,8 @@ impl ParkedFile {
             suite: None,
             salt: Some(record.salt),
         };
-        let mut opener = ParkedOpener::open(&header, system, &expected, &window.at(0))?;
+        let key = system.opening(&header, &window.at(0))?;
+        let mut opener = ParkedOpener::open(&header, key, &expected, &window.at(0))?;
         check_len(window.len_bytes, record.len_bytes, &window.at(window.len_bytes.min(record.len_bytes)))?;
         let (mut offset, mut complete, mut frames) = (HEADER_BYTES as u64, false, 0);
         while !complete {

@@ -13,7 +13,7 @@ use crate::compaction::plan::{ClaimId, Plan, grandparents, plan};
 use crate::compaction::run::{Job, Progress, sync_directories};
 use crate::db::Engine;
 use crate::db::catalog::{Seat, TableState, View};
-use crate::error::{Error, Result};
+use crate::error::{Error, ProviderError, ProviderReason, Result};
 use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
 use crate::sstable::FinishedTable;
@@ -119,6 +119,10 @@ impl Compactor {
 
     /// One step; true once the compaction is installed.
     fn advance(&self, running: &mut Running) -> Result<bool> {
+        // Given up at once, so that its keys and blocks leave memory.
+        if let Some(error) = running.table.access.refused(running.table.id) {
+            return Err(error);
+        }
         let files = match &mut running.job {
             None => Vec::new(),
             Some(job) => match job.step()? {
@@ -252,7 +256,7 @@ impl Engine {
         sync_directories(&self.dir, files.iter().map(|file| file.record.number))?;
         let structure = table.structure.lock();
         let Some(view) = table.view.load_owned().filter(|_| !table.is_dropped()) else {
-            return Err(Error::TableDropped { table: table.id });
+            return Err(put_away_meanwhile(table));
         };
         let slot = table.slot;
         let mut changes: Vec<Change> = Vec::new();
@@ -277,4 +281,14 @@ impl Engine {
         self.advance_anchor();
         Ok(())
     }
+}
+
+/// Why a compaction has no table any more to be installed in.
+fn put_away_meanwhile(table: &TableState) -> Error {
+    if table.is_dropped() {
+        return Error::TableDropped { table: table.id };
+    }
+    let message = "the table was put away while it was being compacted";
+    let source = || ProviderError::new(ProviderReason::Unreachable, message);
+    table.access.refused(table.id).unwrap_or_else(|| Error::KeyUnavailable { table: table.id, source: source() })
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Background;
 use crate::db::Engine;
 use crate::db::catalog::TableState;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::io::Tick;
 use crate::types::Slot;
 
@@ -44,6 +44,20 @@ impl Background {
         let failures = self.failures.lock();
         let mut failed = failures.iter().filter(|((other, slot), _)| *other == kind && tables.contains(slot));
         failed.next().map(|(_, failure)| failure.error.clone())
+    }
+
+    /// Whether a table's last flush failed because the service did not get its key.
+    pub(in crate::db) fn cannot_be_flushed(&self, table: &TableState) -> bool {
+        let failures = self.failures.lock();
+        let failure = failures.get(&(JobKind::Flush, table.slot));
+        failure.is_some_and(|failure| failure.error.kind() == ErrorKind::KeyUnavailable)
+    }
+
+    /// Nothing of a table is to be done any more: what failed of it is no failure.
+    pub(super) fn forgive(&self, table: &TableState) {
+        let kinds = [JobKind::Flush, JobKind::Compaction];
+        let mut failures = self.failures.lock();
+        kinds.into_iter().for_each(|kind| drop(failures.remove(&(kind, table.slot))));
     }
 
     /// Try again now what failed before.
@@ -89,7 +103,7 @@ impl Engine {
     }
 
     /// A background task panicked: nobody does its work any more, so nobody must go on waiting for it.
-    pub(super) fn poison_if_panicking(&self, task: &'static str) {
+    pub(in crate::db) fn poison_if_panicking(&self, task: &'static str) {
         if std::thread::panicking() {
             self.poison(Error::io("run", task, std::io::Error::other("the background task panicked")));
         }

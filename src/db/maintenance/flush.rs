@@ -13,6 +13,7 @@ use crate::compaction::run::{Job, Progress, sync_directories};
 use crate::db::Engine;
 use crate::db::catalog::{Memory, Seat, TableState, View};
 use crate::error::{Error, Result};
+use crate::format::FileName;
 use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
 use crate::sstable::FinishedTable;
@@ -42,6 +43,8 @@ struct FlushBatch {
     outputs: Vec<Vec<FinishedTable>>,
     job: Option<Job>,
     began: Tick,
+    /// How often memtables were withdrawn when this was last looked at.
+    withdrawals: u64,
     _writing: Writing,
 }
 
@@ -55,6 +58,7 @@ impl Flusher {
         let began = self.engine.env.clock.tick();
         let resting = self.engine.background.resting(JobKind::Flush, began);
         let (mut gone, mut again) = (Vec::new(), None);
+        let withdrawals = self.engine.background.withdrawals.load(Ordering::Acquire);
         let items: Vec<FlushItem> = {
             let mut queue = self.engine.background.flushes.lock();
             queue.retain(|item| {
@@ -72,6 +76,7 @@ impl Flusher {
             };
             queue.iter().filter(is_due).take(FLUSH_TABLES_MAX).cloned().collect()
         };
+        // Off the queue, they are nobody else's to discharge.
         gone.iter().for_each(|item| self.engine.discharge(&item.table, &item.memory));
         if !gone.is_empty() {
             self.engine.background.progress.raise();
@@ -80,12 +85,13 @@ impl Flusher {
             return Err(again);
         }
         let writing = Writing::begin(&self.engine).ok_or(None)?;
-        self.batch = Some(FlushBatch { items, outputs: Vec::new(), job: None, began, _writing: writing });
+        self.batch = Some(FlushBatch { items, outputs: Vec::new(), job: None, began, withdrawals, _writing: writing });
         Ok(())
     }
 
     /// One step of the batch; whether it is done.
     fn advance(&mut self) -> Result<bool> {
+        self.leave_out_withdrawn();
         let Some(batch) = &mut self.batch else { return Ok(true) };
         if let Some(job) = &mut batch.job {
             match job.step() {
@@ -108,6 +114,7 @@ impl Flusher {
         match view {
             Some(view) => {
                 // The service's own permission: a user's revocation does not stop maintenance.
+                // If it is a refusal, the memtables are on their way out of memory; otherwise they are tried again.
                 if let Err(error) = self.engine.acquire_for_service(&item.table) {
                     self.leave_out(error);
                     return Ok(false);
@@ -121,6 +128,24 @@ impl Flusher {
             None => batch.outputs.push(Vec::new()),
         }
         Ok(false)
+    }
+
+    /// Let go of memtables that were put away unflushed, the one that is being written included: their plaintext must not stay.
+    fn leave_out_withdrawn(&mut self) {
+        let Some(batch) = &mut self.batch else { return };
+        let withdrawals = self.engine.background.withdrawals.load(Ordering::Acquire);
+        if std::mem::replace(&mut batch.withdrawals, withdrawals) == withdrawals {
+            return;
+        }
+        let queue = self.engine.background.flushes.lock();
+        let is_queued = |item: &FlushItem| queue.iter().any(|queued| Arc::ptr_eq(&queued.memory, &item.memory));
+        // Files that are finished go with the batch, which names none of a memtable that is not in the queue.
+        let mut later = batch.items.split_off(batch.outputs.len());
+        if later.first().is_some_and(|item| !is_queued(item)) {
+            batch.job = None;
+        }
+        later.retain(is_queued);
+        batch.items.extend(later);
     }
 
     /// The table whose turn it is cannot be flushed now: the others go on. None of its later memtables may be flushed before this one.
@@ -223,7 +248,17 @@ impl Engine {
             tables.iter().for_each(|table| self.freeze(table));
         }
         let done = || tables.iter().all(|table| table.view.load().as_ref().is_none_or(|view| view.frozen.is_empty()));
-        self.settle(JobKind::Flush, &tables.iter().map(|table| table.slot).collect(), done)
+        self.settle(JobKind::Flush, &tables.iter().map(|table| table.slot).collect(), done)?;
+        // One whose key was refused meanwhile has nothing in memory any more, and yet it was not flushed.
+        tables.iter().find_map(|table| table.access.refused(table.id)).map_or(Ok(()), Err)
+    }
+
+    /// Take a table's memtables off the queue: they will not be flushed, because they are in the log and nobody has the key. The
+    /// caller holds [`TableState::structure`].
+    pub(in crate::db) fn withdraw_flushes(&self, table: &TableState) {
+        self.background.flushes.lock().retain(|item| item.table.slot != table.slot);
+        self.background.withdrawals.fetch_add(1, Ordering::Release);
+        self.background.forgive(table);
     }
 
     /// Name a batch's files in the manifest and show them to readers.
@@ -238,13 +273,23 @@ impl Engine {
         // All of them at once, in slot order, so that the levels chosen here are still right when the files land.
         let structures: BTreeMap<Slot, _> =
             tables.iter().map(|(slot, table)| (*slot, table.structure.lock())).collect();
+        // Those that were taken off the queue meanwhile were put away unflushed, and others hold the log for them now.
+        let queued: Vec<bool> = {
+            let queue = self.background.flushes.lock();
+            let is_queued = |item: &FlushItem| queue.iter().any(|queued| Arc::ptr_eq(&queued.memory, &item.memory));
+            batch.items.iter().map(is_queued).collect()
+        };
+        let done: Vec<&FlushItem> =
+            batch.items.iter().zip(&queued).filter(|(_, queued)| **queued).map(|(item, _)| item).collect();
         let mut views: BTreeMap<Slot, View> = BTreeMap::new();
         let mut edits = vec![Edit::LogSynced { point: self.log.synced() }];
         let mut unnamed: Vec<&FinishedTable> = Vec::new();
-        for (item, files) in batch.items.iter().zip(&batch.outputs) {
+        let mut unparked: Vec<FileName> = Vec::new();
+        for ((item, files), queued) in batch.items.iter().zip(&batch.outputs).zip(&queued) {
             let slot = item.table.slot;
             // A table that was dropped meanwhile has no view, and the manifest no longer knows it.
-            let Some(present) = item.table.view.load_owned().filter(|_| !item.table.is_dropped()) else {
+            let present = item.table.view.load_owned().filter(|_| *queued && !item.table.is_dropped());
+            let Some(present) = present else {
                 unnamed.extend(files);
                 continue;
             };
@@ -258,27 +303,34 @@ impl Engine {
                 let version = view.version.apply(&[change]).map_err(|wrong| wrong.in_file("manifest", 0))?;
                 view.version = Arc::new(version);
             }
-            edits.push(Edit::Flushed { slot, seq: item.memory.last_seq() });
+            let flushed = item.memory.last_seq();
+            edits.push(Edit::Flushed { slot, seq: flushed });
+            for (number, name) in self.obsolete_parked(slot, flushed) {
+                if !unparked.contains(&name) {
+                    edits.push(Edit::Unpark { number });
+                    unparked.push(name);
+                }
+            }
             view.frozen.retain(|memory| !Arc::ptr_eq(memory, &item.memory));
         }
-        let retired = self.log.segments_before(self.background.oldest_segment_without(&batch.items));
+        let retired = self.log.segments_before(self.background.oldest_segment_without(&done));
         edits.extend(retired.iter().map(|&number| Edit::RemoveSegment { number }));
         self.manifest.append(edits).map_err(|error| self.poison(error))?;
 
         for (slot, view) in views {
             tables[&slot].publish(Some(view));
         }
+        self.background.flushes.lock().retain(|item| !done.iter().any(|done| Arc::ptr_eq(&done.memory, &item.memory)));
         drop(structures);
         self.discard(unnamed.into_iter());
-        let is_done = |item: &FlushItem| batch.items.iter().any(|done| Arc::ptr_eq(&done.memory, &item.memory));
-        self.background.flushes.lock().retain(|item| !is_done(item));
         let mut bytes = 0;
-        for item in &batch.items {
+        for item in done {
             bytes += item.memory.table.bytes();
             self.discharge(&item.table, &item.memory);
             self.enqueue_compaction(&item.table);
         }
         self.note_drained(bytes, batch.began);
+        self.remove_parked(&unparked);
         self.log.remove_segments(&retired);
         self.advance_anchor();
         Ok(())

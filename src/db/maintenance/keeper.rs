@@ -140,6 +140,6 @@ impl Engine {
         if self.log.total_bytes() <= self.options.log_bytes_max {
             return None;
         }
-        self.background.segments.lock().keys().next().copied()
+        self.background.oldest_segment()
     }
 }

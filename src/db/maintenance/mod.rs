@@ -6,6 +6,8 @@
 //! ticker     a few times a second: the tick that permits are compared with, and nothing that could keep it waiting
 //! keeper     a few times a second: the next log segment, memtables that hold the oldest one, files that nobody needs
 //! warden     permits to renew, tables to put away; a task of its own because it asks providers (load.rs)
+//! custodian  tables whose key is refused leave memory, and the log if it must go (access.rs, park.rs)
+//! prober     asks whether refused keys are back; it too asks providers (access.rs)
 //! pressure   what memtables cost, and how writers are slowed
 //! failures   what became of jobs that failed
 //! ```
@@ -34,6 +36,7 @@ use self::flush::FlushItem;
 pub(super) use self::flush::Flusher;
 pub(super) use self::keeper::{Keeper, Ticker};
 use super::Engine;
+use super::access::Custody;
 use super::catalog::{TableState, View};
 use crate::compaction::run::JobContext;
 use crate::error::Result;
@@ -65,6 +68,8 @@ pub(crate) struct Background {
     dirty: Mutex<BTreeMap<Slot, Arc<TableState>>>,
     /// Frozen memtables, oldest first.
     flushes: Mutex<VecDeque<FlushItem>>,
+    /// How often memtables were taken off that queue unflushed.
+    withdrawals: AtomicU64,
     compactions: Mutex<Compactions>,
     /// Memtables by the log segment of their first entry.
     segments: Mutex<BTreeMap<FileNumber, usize>>,
@@ -74,6 +79,8 @@ pub(crate) struct Background {
     drain_rate: AtomicU64,
     /// Nanoseconds that writers owe for being let in while work was behind.
     debt_ns: AtomicU64,
+    /// Tables whose key is refused.
+    pub(in crate::db) custody: Custody,
 }
 
 impl Background {
@@ -89,11 +96,13 @@ impl Background {
             memory_bytes: AtomicUsize::new(0),
             dirty: Mutex::default(),
             flushes: Mutex::default(),
+            withdrawals: AtomicU64::new(0),
             compactions: Mutex::default(),
             segments: Mutex::default(),
             failures: Mutex::default(),
             drain_rate: AtomicU64::new(64 << 20),
             debt_ns: AtomicU64::new(0),
+            custody: Custody::default(),
         }
     }
 
@@ -107,7 +116,13 @@ impl Background {
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.quit.raise();
+        self.custody.wake();
         self.wake();
+    }
+
+    /// Whether no file may be written at present.
+    pub(in crate::db) fn paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
     }
 
     /// Let background work write again.
@@ -138,8 +153,23 @@ impl Background {
         }
     }
 
+    /// The oldest segment that anybody needs.
+    pub(in crate::db) fn oldest_segment(&self) -> Option<FileNumber> {
+        self.segments.lock().keys().next().copied()
+    }
+
+    /// How many need this segment.
+    pub(in crate::db) fn holders_of(&self, segment: FileNumber) -> usize {
+        self.segments.lock().get(&segment).copied().unwrap_or(0)
+    }
+
+    /// A table has no active memtable any more.
+    pub(in crate::db) fn forget_dirty(&self, table: &TableState) {
+        self.dirty.lock().remove(&table.slot);
+    }
+
     /// The oldest segment that anybody other than `flushed` needs.
-    fn oldest_segment_without(&self, flushed: &[FlushItem]) -> Option<FileNumber> {
+    fn oldest_segment_without(&self, flushed: &[&FlushItem]) -> Option<FileNumber> {
         let mut segments = self.segments.lock().clone();
         for segment in flushed.iter().filter_map(|item| item.memory.first_segment()) {
             if let Some(count) = segments.get_mut(&segment) {
