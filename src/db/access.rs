@@ -328,9 +328,7 @@ impl Engine {
         let mut told: Vec<(&Arc<TableState>, Option<u64>)> = Vec::new();
         for table in tables.iter().filter(|table| !table.is_dropped()) {
             let since_ms = table.access.since_ms();
-            let recorded = |state: &State| {
-                state.tables.get(&table.slot).map(|meta| meta.inaccessible_since_ms)
-            };
+            let recorded = |state: &State| state.tables.get(&table.slot).map(|meta| meta.inaccessible_since_ms);
             if self.manifest.with_state(recorded).is_some_and(|recorded| recorded != since_ms) {
                 told.push((table, since_ms));
             }
@@ -369,8 +367,7 @@ impl Engine {
         }
         let wanted = |other: &&Arc<TableState>| Arc::ptr_eq(other, table) || !other.access.is_refused();
         let tables: Vec<_> = custody.unindexed.lock().values().filter(wanted).cloned().collect();
-        let ranges: BTreeMap<Slot, _> =
-            tables.iter().filter_map(|table| Some((table.slot, range(table)?))).collect();
+        let ranges: BTreeMap<Slot, _> = tables.iter().filter_map(|table| Some((table.slot, range(table)?))).collect();
         let bounds = ranges.values().copied().reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
         let Some((from, to)) = bounds else { return Ok(()) };
         let slots = ranges.keys().copied().collect();
@@ -389,11 +386,7 @@ impl Engine {
     }
 
     /// Live segments from `from` up to `to`, with their lengths up to there.
-    pub(super) fn known_segments(
-        &self,
-        from: FileNumber,
-        to: LogPoint,
-    ) -> Result<Vec<KnownSegment>> {
+    pub(super) fn known_segments(&self, from: FileNumber, to: LogPoint) -> Result<Vec<KnownSegment>> {
         let segments = self.log.segments_between(from, to);
         let salt_of = |number| self.manifest.with_state(|state| state.segments.get(&number).map(|meta| meta.salt));
         let known = |(number, end_bytes)| {

@@ -22,8 +22,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::compaction::plan::Busy;
 use super::access::Access;
+use crate::compaction::plan::Busy;
 use crate::error::{Error, Result};
 use crate::format::log::LogPoint;
 use crate::format::manifest::TableRecord;

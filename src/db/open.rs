@@ -17,9 +17,9 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use super::access::{Custodian, Prober};
 use super::anchor;
 use super::builder::{Builder, RecoveryReport};
-use super::access::{Custodian, Prober};
 use super::catalog::{Catalog, TableState, Unreplayed};
 use super::commit::Queue;
 use super::maintenance::{Background, Compactor, Flusher, Keeper, Ticker};

@@ -47,8 +47,11 @@ impl Engine {
         }
         owners.retain(begins);
         // Nobody loads them meanwhile.
-        let owners: Vec<Loading<'_>> =
-            owners.into_iter().filter_map(|table| Loading::begin(self, table)).filter(|own| begins(&own.table)).collect();
+        let owners: Vec<Loading<'_>> = owners
+            .into_iter()
+            .filter_map(|table| Loading::begin(self, table))
+            .filter(|own| begins(&own.table))
+            .collect();
         if owners.is_empty() || self.background.holders_of(segment) > owners.len() {
             return Ok(false);
         }

@@ -73,7 +73,8 @@ impl Engine {
         }
         let mut made = Vec::with_capacity(drafts.len());
         for draft in drafts {
-            let state = Arc::new(TableState::new(&draft.record, TableLease::new(draft.record.id), Unreplayed::Nothing, None));
+            let state =
+                Arc::new(TableState::new(&draft.record, TableLease::new(draft.record.id), Unreplayed::Nothing, None));
             // The provider has just answered for this table: its first use need not ask again. If that was so long ago that
             // the permit is over already, it will.
             let permit = state.lease.permit(creator);

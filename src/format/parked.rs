@@ -251,12 +251,7 @@ impl ParkedOpener {
     ///
     /// # Errors
     /// [`Error::BitRot`], [`Error::Tampered`].
-    pub(crate) fn open_index(
-        &self,
-        frame: Vec<u8>,
-        ordinal: u64,
-        place: &Where<'_>,
-    ) -> Result<Authentic<IndexPiece>> {
+    pub(crate) fn open_index(&self, frame: Vec<u8>, ordinal: u64, place: &Where<'_>) -> Result<Authentic<IndexPiece>> {
         let bytes = self.opener.open_journal(FrameKind::ParkedIndex, ordinal, frame, place)?;
         bytes.try_map(|bytes| IndexPiece::decode(&bytes)).map_err(|refusal: Refusal| refusal.at(place))
     }

@@ -130,10 +130,9 @@ fn check_header(source: &Source, name: FileName, store: Option<StoreId>) -> Resu
         return Err(place.tampered("the header names another store"));
     }
     let as_named = match name {
-        FileName::Manifest(number)
-        | FileName::Log(number)
-        | FileName::Table(number)
-        | FileName::Parked(number, _) => header.number == number,
+        FileName::Manifest(number) | FileName::Log(number) | FileName::Table(number) | FileName::Parked(number, _) => {
+            header.number == number
+        }
         FileName::KeyFile(table) => header.subject == table,
         FileName::Lock | FileName::Current | FileName::SystemKey => true,
     };

@@ -3,6 +3,7 @@
 //! ```text
 //! keys/system ──> CURRENT ──> manifest ──┬──> keys/system, keys/xx/..   version, tag and commitments pinned
 //!      system key opens                  ├──> wal/..                    salt pinned; envelopes chained; sections under the tables' keys
+//!                                        ├──> parked/..                 salt, length and last tag pinned; sections as in the log
 //!                                        └──> sst/xx/..                 salt, length, last tag, counts and bounds pinned
 //! ```
 //! It goes along the arrows. Where one breaks before the manifest is known, there is no telling what should be there; then the
@@ -21,7 +22,7 @@ use crate::crypto::TableKey;
 use crate::error::{Error, Result};
 use crate::format::frame::{FileHeader, HEADER_BYTES};
 use crate::format::log::LogPoint;
-use crate::format::manifest::{FileRecord, KeyPin};
+use crate::format::manifest::{FileRecord, KeyPin, ParkedRecord};
 use crate::format::{FileName, Where};
 use crate::io::Lock;
 use crate::io::directory::{Directory, refused};
@@ -32,6 +33,7 @@ use crate::version::manifest::{self, Found};
 use crate::version::state::TableMeta;
 use crate::version::system::{Pinned, SystemFile, SystemKey, read_key_file};
 use crate::version::{Change, TableFile, Version};
+use crate::wal::parked::ParkedFile;
 use crate::wal::replay::{self, Replayed, SectionRef, SegmentInput};
 
 /// Nothing is read twice but index blocks.
@@ -376,14 +378,19 @@ impl Verifier<'_> {
                 Err(error)
             }
         };
+        let parked: Vec<_> = found.state.parked.values().filter(|parked| parked.slot == slot).cloned().collect();
         let error = match keys {
             Ok(keys) => {
+                for parked in &parked {
+                    self.report.unopened_frames += self.parked(system, record.id, parked, Some(&keys));
+                }
                 self.sections(system, found, record.id, &keys, sections);
                 return self.files(meta, &keys);
             }
             Err(error) => error,
         };
-        let mut frames = section_total;
+        let parked = parked.iter().map(|parked| self.parked(system, record.id, parked, None));
+        let mut frames = section_total + parked.sum::<u64>();
         for (_, file) in meta.files.values() {
             frames += self.file_without_key(file);
         }
@@ -397,6 +404,47 @@ impl Verifier<'_> {
             }),
             error => self.damage(error),
         }
+    }
+
+    /// Verify a file of parked sections: with the table's keys all of it, without them all but what is in the sections. Frames whose seals
+    /// were not opened.
+    fn parked(&mut self, system: &SystemKey, table: TableId, record: &ParkedRecord, keys: Option<&KeySet>) -> u64 {
+        let name = record.name();
+        let mut file = match ParkedFile::open(self.dir, &system.keys, table, record) {
+            Ok(file) => file,
+            Err(error) => {
+                self.damage(error);
+                let Some(walked) = self.walk_file(name, 0) else { return 0 };
+                self.add(walked.damages);
+                return walked.frames;
+            }
+        };
+        // The walk finds what rotted, all of it; what is read below ends at the first finding.
+        if let Some(walked) = self.walk_file(name, 0) {
+            self.add(walked.damages);
+            self.add(walked.unfinished);
+        }
+        let (frames, of_sections) = (file.frames(), file.section_frames());
+        let mut entries = 0;
+        let read = match keys {
+            None => file.check(),
+            Some(keys) => {
+                let key_of = |generation| {
+                    keys.generation(generation).map(|key| &**key).ok_or(Error::WrongKey { table, generation })
+                };
+                file.entries(&key_of, Seq::ZERO, &mut |_, _, _, _| {
+                    entries += 1;
+                    Ok(())
+                })
+            }
+        };
+        let opened = keys.is_some() && read.is_ok();
+        self.report.entries += entries;
+        if let Err(error) = read {
+            self.damage(error);
+        }
+        self.report.frames += if opened { frames } else { frames - of_sections };
+        if opened { 0 } else { of_sections }
     }
 
     /// Verify a table's sorted tables, and that they make a picture.

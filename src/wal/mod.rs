@@ -312,7 +312,8 @@ impl Log {
     pub(crate) fn segments_between(&self, from: FileNumber, to: LogPoint) -> Vec<(FileNumber, u64)> {
         let shared = self.shared.lock();
         let segments = shared.segments.range(from..=to.segment.max(from));
-        let end_bytes = |number, len_bytes: u64| if number == to.segment { len_bytes.min(to.end_bytes) } else { len_bytes };
+        let end_bytes =
+            |number, len_bytes: u64| if number == to.segment { len_bytes.min(to.end_bytes) } else { len_bytes };
         segments.map(|(&number, &len_bytes)| (number, end_bytes(number, len_bytes))).collect()
     }
 

@@ -74,8 +74,7 @@ impl Carrier<'_> {
             Ok::<_, Error>(())
         };
         let (system, suite) = (self.system, self.suite);
-        let sealer =
-            ParkedSealer::create(system, suite, (number, table), origin, &listed, self.entropy, &mut out)?;
+        let sealer = ParkedSealer::create(system, suite, (number, table), origin, &listed, self.entropy, &mut out)?;
         let mut segment = Window::open(self.dir, FileName::Log(origin.segment).path())?;
         let mut generations: BTreeMap<Generation, u64> = BTreeMap::new();
         for part in sections {
@@ -97,7 +96,15 @@ impl Carrier<'_> {
         put(&mut out)?;
         file.sync().map_err(|error| refused("sync", name, error))?;
         let last_seq = last_seq(&listed);
-        Ok(ParkedRecord { number, slot, salt, final_tag, len_bytes, last_seq, generations: generations.into_iter().collect() })
+        Ok(ParkedRecord {
+            number,
+            slot,
+            salt,
+            final_tag,
+            len_bytes,
+            last_seq,
+            generations: generations.into_iter().collect(),
+        })
     }
 }
 

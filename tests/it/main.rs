@@ -16,6 +16,7 @@ mod errors;
 mod faults;
 mod golden;
 mod history;
+mod inaccessible;
 mod inspect;
 mod kill;
 mod kms;
