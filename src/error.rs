@@ -199,8 +199,8 @@ pub enum Error {
     /// The store was closed while this handle to it lived.
     #[error("the store has been closed")]
     Closed,
-    /// The process is a fork of the one that opened the store.
-    #[error("the store was opened by the parent of this process")]
+    /// The process is a fork of the one that opened the store, or the keyring.
+    #[error("the store or keyring was opened by the parent of this process")]
     Forked,
 }
 

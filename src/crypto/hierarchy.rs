@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::kdf::{Expander, LABEL_COMMITMENT, LABEL_FILE, LABEL_HEADER, LABEL_STREAM, LABEL_TRAIL, Owner, block_info};
 use super::place::STREAM_SEALS_MAX;
-use super::secret::wipe_stack;
+use super::secret::{wipe_frame_stack, wipe_stack};
 use super::suite::{Cipher, NONCE_ZERO};
 use super::{
     Authentic, Commitment, NotAuthentic, Ordinals, Place, Salt, Secret, StreamKey, StreamSealer, Suite, TAG_BYTES, Tag,
@@ -197,7 +197,19 @@ impl FileKey {
     /// # Errors
     /// [`NotAuthentic`] if these are not the bytes that were sealed there with `aad`; the buffer is gone then.
     pub(crate) fn open(&self, ordinal: u64, aad: &[u8], sealed: Wiped) -> Result<Authentic<Wiped>, NotAuthentic> {
+        let opened = self.open_frame(ordinal, aad, sealed);
+        wipe_frame_stack();
+        opened
+    }
+
+    #[inline(never)]
+    fn open_frame(&self, ordinal: u64, aad: &[u8], sealed: Wiped) -> Result<Authentic<Wiped>, NotAuthentic> {
         open_in_place(&self.block_cipher(ordinal), &NONCE_ZERO, aad, sealed)
+    }
+
+    #[inline(never)]
+    fn seal_frame(&self, ordinal: u64, aad: &[u8], body: &mut [u8]) -> Result<Tag> {
+        self.block_cipher(ordinal).seal(&NONCE_ZERO, aad, body)
     }
 
     /// Check the tag of the file's header.
@@ -205,9 +217,17 @@ impl FileKey {
         if bool::from(self.header_tag(header).ct_eq(tag)) { Ok(()) } else { Err(NotAuthentic) }
     }
 
+    /// The tag of the file's header.
+    fn header_tag(&self, header: &[u8]) -> Tag {
+        let tag = self.expand_header_tag(header);
+        wipe_frame_stack();
+        tag
+    }
+
     /// A header stands in clear, so its tag is a pseudo-random function of it and no AEAD: asked twice, it answers twice
     /// and gives nothing away.
-    fn header_tag(&self, header: &[u8]) -> Tag {
+    #[inline(never)]
+    fn expand_header_tag(&self, header: &[u8]) -> Tag {
         let mut tag = [0; TAG_BYTES];
         #[cfg(strongroom_plaintext_baseline)]
         if self.inner.suite == Suite::None {
@@ -277,7 +297,9 @@ impl SealingKey {
     pub(crate) fn seal(&self, place: Place, aad: &[u8], body: &mut [u8]) -> Result<Tag> {
         let ordinal = place.spend(self.ordinals.instance());
         check_sealable(body, FRAME_BYTES_MAX)?;
-        self.key.block_cipher(ordinal).seal(&NONCE_ZERO, aad, body)
+        let tag = self.key.seal_frame(ordinal, aad, body);
+        wipe_frame_stack();
+        tag
     }
 
     /// The tag of the file's header, over all the bytes before it.

@@ -21,9 +21,9 @@
 
 use hkdf::Hkdf;
 use sha2::Sha256;
-use zeroize::optimization_barrier;
 
 use super::{Salt, Secret, Suite};
+use crate::io::os::pages::Strongbox;
 use crate::types::{FileKind, FileNumber, Generation, StoreId, TableId};
 
 /// The version of the formats, and so of every derivation: a file of another version meets other keys.
@@ -119,19 +119,19 @@ impl<const N: usize> Fields<N> {
 
 /// A key from which subkeys are expanded, kept as the two states of HMAC that a key costs.
 ///
-/// Boxed, and overwritten before it is freed: the states are as good as the key. (`sha2` can wipe its states itself, but
-/// would then wipe at every expansion too, byte by byte.)
-pub(super) struct Expander(Box<Hkdf<Sha256>>);
+/// In key pages, because the states are as good as the key. (`sha2` can wipe its states itself, but would then wipe at every
+/// expansion too, byte by byte.) An expansion works on a copy of them on the stack, so it is for callers that wipe that.
+pub(super) struct Expander(Strongbox<Hkdf<Sha256>>);
 
 impl Expander {
     /// Expand from what HKDF extracts of a secret and a salt. For callers that wipe the stack afterwards.
     pub(super) fn extract(salt: &Salt, secret: &Secret) -> Expander {
-        Expander(Box::new(Hkdf::new(Some(salt.as_bytes()), secret.expose())))
+        Expander(Strongbox::new(Hkdf::new(Some(salt.as_bytes()), secret.expose())))
     }
 
     /// Expand from a key that is uniformly random. For callers that wipe the stack afterwards.
     pub(super) fn from_key(key: &Secret) -> Expander {
-        Expander(Box::new(Hkdf::from_prk(key.expose()).expect("32 bytes are what SHA-256 puts out")))
+        Expander(Strongbox::new(Hkdf::from_prk(key.expose()).expect("32 bytes are what SHA-256 puts out")))
     }
 
     /// Write the subkey for `info`, which is the parts one behind the other, into `subkey`.
@@ -142,12 +142,5 @@ impl Expander {
 
     pub(super) fn expand(&self, info: &[&[u8]]) -> Secret {
         Secret::fill_with(|subkey| self.expand_into(info, subkey))
-    }
-}
-
-impl Drop for Expander {
-    fn drop(&mut self) {
-        *self.0 = Hkdf::new(None, &[]);
-        optimization_barrier(&*self.0);
     }
 }

@@ -74,7 +74,7 @@ pub(crate) use kdf::FORMAT_VERSION;
 pub(crate) use once::{ONCE_OVERHEAD_BYTES, Refused, open_once, seal_once};
 pub(crate) use passphrase::Stretching;
 pub(crate) use place::{Ordinals, Place, Places};
-pub(crate) use secret::Secret;
+pub(crate) use secret::{SameProcess, Secret};
 pub(crate) use stream::{StreamKey, StreamSealer};
 pub(crate) use suite::Suite;
 pub(crate) use wiped::Wiped;

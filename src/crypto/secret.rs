@@ -1,8 +1,10 @@
-//! Key bytes: boxed, filled in place, zeroed on drop, never printed, compared in constant time.
+//! Key bytes: in key pages, filled in place, zeroed on drop, never printed, compared in constant time.
 //!
-//! A secret is boxed because a move of an unboxed array leaves its bytes behind on the stack. It is filled in place for
-//! the same reason. Ciphers and hashes spill parts of a key while they set up, and nothing in their own crates cleans that
-//! up, so whoever sets up from a long-lived key does it in one never-inlined function and calls [`wipe_stack`] after it.
+//! A secret has a place of its own because a move of an array leaves its bytes behind on the stack, and that place is in pages that
+//! no core dump shows (`io/os/pages.rs`). It is filled in place for the same reason. Ciphers and hashes spill parts of a key while they
+//! work, and nothing in their own crates cleans that up, so whoever sets up from a key does it in one never-inlined function
+//! and wipes the stack after it: with [`wipe_stack`] behind what is done once per table or file, with [`wipe_frame_stack`] behind
+//! what is done for every frame.
 
 use std::fmt;
 use std::io;
@@ -11,12 +13,14 @@ use std::io;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, optimization_barrier};
 
+use crate::error::{Error, Result};
 use crate::io::Entropy;
+use crate::io::os::pages::Strongbox;
 
 /// 32 bytes that nobody else may know.
 ///
 /// Neither `Clone` nor `PartialEq`; [`ct_eq`](Secret::ct_eq) compares without telling by its duration where two differ.
-pub(crate) struct Secret(Box<[u8; 32]>);
+pub(crate) struct Secret(Strongbox<[u8; 32]>);
 
 impl Secret {
     /// 32 fresh random bytes.
@@ -26,19 +30,22 @@ impl Secret {
 
     /// A secret that `fill` writes into its final place.
     pub(crate) fn fill_with(fill: impl FnOnce(&mut [u8; 32])) -> Secret {
-        let mut secret = Secret(Box::new([0; 32]));
+        let mut secret = Secret(Strongbox::new([0; 32]));
         fill(&mut secret.0);
         secret
     }
 
     /// A secret that `fill` writes into its final place, unless it fails.
     pub(crate) fn try_fill_with<E>(fill: impl FnOnce(&mut [u8; 32]) -> Result<(), E>) -> Result<Secret, E> {
-        let mut secret = Secret(Box::new([0; 32]));
+        let mut secret = Secret(Strongbox::new([0; 32]));
         fill(&mut secret.0)?;
         Ok(secret)
     }
 
     /// The bytes, for the one call that needs them.
+    ///
+    /// # Panics
+    /// In a forked child, which has no keys: rather than to go on with zeros. Who may be called there asks [`SameProcess`].
     pub(crate) fn expose(&self) -> &[u8; 32] {
         &self.0
     }
@@ -52,6 +59,10 @@ impl Secret {
 
 impl Drop for Secret {
     fn drop(&mut self) {
+        // In a forked child there is nothing left to wipe.
+        if !self.0.is_ours() {
+            return;
+        }
         self.0.zeroize();
         #[cfg(test)]
         last_words::record(&*self.0);
@@ -64,6 +75,24 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Made together with what holds secrets and lives on its own, outside a store: says whether this is still the process that they were
+/// made in, or a fork of it, which has zeros for keys.
+#[derive(Debug)]
+pub(crate) struct SameProcess(Strongbox<()>);
+
+impl SameProcess {
+    /// The mark of this process.
+    pub(crate) fn new() -> SameProcess {
+        SameProcess(Strongbox::new(()))
+    }
+
+    /// # Errors
+    /// [`Error::Forked`].
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.0.is_ours() { Ok(()) } else { Err(Error::Forked) }
+    }
+}
+
 /// Bytes of stack that [`wipe_stack`] overwrites. Setting up the widest cipher uses less than 8 KiB in an optimised build.
 const STACK_WIPE_BYTES: usize = 64 << 10;
 
@@ -72,6 +101,16 @@ const STACK_WIPE_BYTES: usize = 64 << 10;
 pub(super) fn wipe_stack() {
     let area = [0_u8; STACK_WIPE_BYTES];
     // Without it the array is never written, because nobody reads it.
+    optimization_barrier(&area);
+}
+
+/// Bytes of stack that [`wipe_frame_stack`] overwrites: see the test that measures what a frame's work uses.
+const FRAME_STACK_WIPE_BYTES: usize = 8 << 10;
+
+/// As [`wipe_stack`], behind the work on one frame: it goes less deep, and 64 KiB for every frame would show.
+#[inline(never)]
+pub(super) fn wipe_frame_stack() {
+    let area = [0_u8; FRAME_STACK_WIPE_BYTES];
     optimization_barrier(&area);
 }
 

@@ -11,6 +11,7 @@ use chacha20poly1305::ChaCha20Poly1305;
 
 use super::{NotAuthentic, Tag};
 use crate::error::{Error, Result};
+use crate::io::os::pages::Strongbox;
 use crate::options;
 
 /// An AEAD. Reaches the disk and the derivation of keys: numbers are never reused.
@@ -113,7 +114,8 @@ impl Backend {
     pub(super) const DEFAULT: Backend = Backend::RustCrypto;
 }
 
-/// An AEAD with its key schedule ready. The schedules are boxed: moving one leaves no copy behind.
+/// An AEAD with its key schedule ready. Schedules lie in key pages, or where aws-lc allocates them: on the heap of C, which wipes what
+/// it frees. Neither sealing nor opening copies a key, but setting up does, and is for callers that wipe the stack.
 pub(super) struct Cipher {
     ready: Ready,
     #[cfg(debug_assertions)]
@@ -123,8 +125,8 @@ pub(super) struct Cipher {
 enum Ready {
     #[cfg(feature = "aws-lc-rs")]
     AwsLc(aws_lc_rs::aead::LessSafeKey),
-    Aes(Box<Aes256Gcm>),
-    ChaCha(Box<ChaCha20Poly1305>),
+    Aes(Strongbox<Aes256Gcm>),
+    ChaCha(Strongbox<ChaCha20Poly1305>),
     #[cfg(strongroom_plaintext_baseline)]
     None,
 }
@@ -211,8 +213,8 @@ impl Ready {
         // Either asked for, or the other one had no memory for its schedule.
         let _ = backend;
         match suite {
-            Suite::Aes256Gcm => Ready::Aes(Box::new(Aes256Gcm::new(key.into()))),
-            Suite::ChaCha20Poly1305 => Ready::ChaCha(Box::new(ChaCha20Poly1305::new(key.into()))),
+            Suite::Aes256Gcm => Ready::Aes(Strongbox::new(Aes256Gcm::new(key.into()))),
+            Suite::ChaCha20Poly1305 => Ready::ChaCha(Strongbox::new(ChaCha20Poly1305::new(key.into()))),
             #[cfg(strongroom_plaintext_baseline)]
             Suite::None => Ready::None,
         }

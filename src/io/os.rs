@@ -11,8 +11,9 @@
 //!
 //! A path that ends in a slash names what lies behind a link of that name; the engine makes none.
 //!
-//! Why there is `unsafe` here: two facilities have no safe wrapper. `sync_file_range` (a hint to begin
-//! write-back) and `MADV_WIPEONFORK` with an atomic in the page it wipes ([`TickCell`]).
+//! Why there is `unsafe` here: some facilities have no safe wrapper. `sync_file_range` (a hint to begin
+//! write-back), `MADV_WIPEONFORK` with an atomic in the page it wipes ([`TickCell`]), and memory that is locked and
+//! kept out of core dumps ([`pages`]).
 #![allow(unsafe_code)]
 #![allow(
     clippy::disallowed_methods,
@@ -22,6 +23,8 @@
 
 #[cfg(not(unix))]
 compile_error!("strongroom's file system layer knows Unix only: it needs O_NOFOLLOW, directory sync and flock");
+
+pub(crate) mod pages;
 
 use std::fs::{File as OsFile, TryLockError};
 use std::io;
@@ -37,6 +40,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
+pub use self::pages::KeyMemory;
 use super::{
     Clock, DirEntry, Entropy, EntryKind, File, Join, Lock, Metadata, Scheduler, Signal, Step, Task, TaskPanicked, Tick,
     Vfs,

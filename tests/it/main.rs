@@ -21,6 +21,7 @@ mod inspect;
 mod kill;
 mod kms;
 mod layers;
+mod memory;
 mod model;
 mod permits;
 mod smoke;

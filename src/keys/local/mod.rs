@@ -62,7 +62,7 @@ pub use self::manage::{GrantDescription, RotationStatus};
 pub use self::policy::{KeyOperation, KeyPolicy, PolicyEffect, PolicyPrincipal, PolicyStatement};
 pub use self::unlock::Unlock;
 use super::provider::*;
-use crate::crypto::{Stretching, open_once, seal_once};
+use crate::crypto::{SameProcess, Stretching, open_once, seal_once};
 use crate::error::{Error, ProviderError, ProviderReason, Result};
 use crate::io::Environment;
 
@@ -82,6 +82,7 @@ pub struct LocalKms(Arc<Shared>);
 
 struct Shared {
     environment: Environment,
+    process: SameProcess,
     /// Where the keyring lives, unless it lives in memory alone.
     file: Option<KeyringFile>,
     state: Mutex<State>,
@@ -163,7 +164,7 @@ impl LocalKms {
 
     fn shared(environment: Environment, file: Option<KeyringFile>, keyring: Keyring, filed: Option<Filed>) -> LocalKms {
         let state = Mutex::new(State { keyring, filed, unwritten: false });
-        LocalKms(Arc::new(Shared { environment, file, state }))
+        LocalKms(Arc::new(Shared { environment, process: SameProcess::new(), file, state }))
     }
 
     /// Seal the keyring under another passphrase or key from now on. Others who have it open can go on only after opening it
@@ -205,6 +206,8 @@ impl LocalKms {
 
     /// Read the file if it is another one than before, and let time do its work in memory.
     fn look(&self) -> Result<MutexGuard<'_, State>> {
+        // A forked child has zeros for keys, and must neither wrap with them nor write them to the file.
+        self.0.process.check()?;
         let mut state = self.0.state.lock();
         if let Some(file) = &self.0.file {
             state.catch_up(file)?;
