@@ -21,7 +21,7 @@ use crate::crypto::Wiped;
 use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::format::block::head;
-use crate::types::{Kind, Seq, Trailer};
+use crate::types::{Kind, Seq, Trailer, UserKey};
 use crate::value::{SHARE_BYTES_MIN, Value};
 
 /// Hidden entries in a row after which a scan seeks past them instead of stepping over them.
@@ -256,9 +256,9 @@ impl Cursor for MergeCursor {
 #[derive(Clone, Default)]
 pub(crate) struct KeyRange {
     /// The first key in question; `None` for no limit.
-    pub(crate) lower: Option<Box<[u8]>>,
+    pub(crate) lower: Option<UserKey>,
     /// The first key behind; `None` for no limit.
-    pub(crate) upper: Option<Box<[u8]>>,
+    pub(crate) upper: Option<UserKey>,
 }
 
 impl KeyRange {

@@ -4,6 +4,9 @@
 //! types of their own. Nothing here does anything; every other part may use it.
 
 use std::fmt;
+use std::ops::Deref;
+
+use zeroize::optimization_barrier;
 
 /// A key is 1 to this many bytes long.
 pub const KEY_BYTES_MAX: usize = 65_535;
@@ -26,6 +29,44 @@ pub const BLOCK_BYTES_MIN: usize = 256;
 pub const BLOCK_BYTES_MAX: usize = 512 << 10;
 /// Levels of a table's tree, level 0 included.
 pub const LEVELS: usize = 7;
+
+/// A user's key that the engine keeps for itself, such as a file's smallest one: not secret enough for key pages, and wiped when
+/// freed like all that is sealed on disk.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct UserKey(Box<[u8]>);
+
+impl From<&[u8]> for UserKey {
+    fn from(bytes: &[u8]) -> UserKey {
+        UserKey(bytes.into())
+    }
+}
+
+impl From<Box<[u8]>> for UserKey {
+    fn from(bytes: Box<[u8]>) -> UserKey {
+        UserKey(bytes)
+    }
+}
+
+impl Deref for UserKey {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for UserKey {
+    fn drop(&mut self) {
+        self.0.fill(0);
+        optimization_barrier(&*self.0);
+    }
+}
+
+impl fmt::Debug for UserKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UserKey({} bytes)", self.len())
+    }
+}
 
 /// Position of one entry in the order of all commits of a store. 56 bits; 0 means "before any commit".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

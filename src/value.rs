@@ -1,8 +1,14 @@
 //! A value as it is handed to the caller: small ones copied, large ones sharing memory with their source.
+//!
+//! It is the caller's from then on, whatever becomes of the table's key. When the last clone is dropped, its bytes are
+//! overwritten. A value that lies in the [`Value`] itself is moved by plain copies, which the compiler leaves behind on the stack:
+//! what must never stay there should be longer.
 
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+
+use zeroize::optimization_barrier;
 
 /// Values up to this many bytes lie in the [`Value`] itself.
 const INLINE_BYTES: usize = 24;
@@ -18,27 +24,33 @@ pub(crate) trait Backing: Send + Sync {
 /// The value of a key: immutable bytes, cheap to clone, owned by the caller.
 ///
 /// Values of up to 24 bytes need no allocation, values of up to 256 bytes are copied, and larger ones
-/// share the memory that they were found in, which lives until the last such value is dropped.
+/// share the memory that they were found in, which lives until the last such value is dropped. The bytes are overwritten then.
 #[derive(Clone)]
 pub struct Value(Repr);
 
 #[derive(Clone)]
 enum Repr {
     Inline { len: u8, bytes: [u8; INLINE_BYTES] },
-    Copied(Arc<[u8]>),
     Shared { backing: Arc<dyn Backing>, start: u32, len: u32 },
 }
 
 impl Value {
     /// A copy of `bytes`.
     pub(crate) fn copied(bytes: &[u8]) -> Value {
-        if bytes.len() <= INLINE_BYTES {
-            let mut inline = [0; INLINE_BYTES];
-            inline[..bytes.len()].copy_from_slice(bytes);
-            Value(Repr::Inline { len: bytes.len() as u8, bytes: inline })
-        } else {
-            Value(Repr::Copied(bytes.into()))
-        }
+        // Sizes that are known when this is compiled need one allocation, and others two.
+        let backing: Arc<dyn Backing> = match bytes.len() {
+            ..=INLINE_BYTES => {
+                let mut inline = [0; INLINE_BYTES];
+                inline[..bytes.len()].copy_from_slice(bytes);
+                return Value(Repr::Inline { len: bytes.len() as u8, bytes: inline });
+            }
+            ..=64 => copy_of::<64>(bytes),
+            ..=128 => copy_of::<128>(bytes),
+            ..SHARE_BYTES_MIN => copy_of::<256>(bytes),
+            _ => Arc::new(Copied(Box::<[u8]>::from(bytes))),
+        };
+        // Only keys are copied that are longer, and they are at most 64 KiB.
+        Value(Repr::Shared { backing, start: 0, len: bytes.len() as u32 })
     }
 
     /// The `len` bytes at `start` of `backing`: shared if that is worth it, copied otherwise.
@@ -54,13 +66,47 @@ impl Value {
     }
 }
 
+impl Drop for Repr {
+    fn drop(&mut self) {
+        if let Repr::Inline { bytes, .. } = self {
+            bytes.fill(0);
+            optimization_barrier(bytes);
+        }
+    }
+}
+
+/// Bytes that are a value's own and its clones', overwritten when the last of them is dropped.
+struct Copied<T: AsRef<[u8]> + AsMut<[u8]>>(T);
+
+/// A copy with room for `N` bytes, of which the rest stays zero.
+fn copy_of<const N: usize>(bytes: &[u8]) -> Arc<dyn Backing> {
+    let mut copied = Arc::new(Copied([0; N]));
+    if let Some(Copied(room)) = Arc::get_mut(&mut copied) {
+        room[..bytes.len()].copy_from_slice(bytes);
+    }
+    copied
+}
+
+impl<T: AsRef<[u8]> + AsMut<[u8]> + Send + Sync> Backing for Copied<T> {
+    fn bytes(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+}
+
+impl<T: AsRef<[u8]> + AsMut<[u8]>> Drop for Copied<T> {
+    fn drop(&mut self) {
+        let bytes = self.0.as_mut();
+        bytes.fill(0);
+        optimization_barrier(bytes);
+    }
+}
+
 impl Deref for Value {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Repr::Inline { len, bytes } => &bytes[..usize::from(*len)],
-            Repr::Copied(bytes) => bytes,
             Repr::Shared { backing, start, len } => &backing.bytes()[*start as usize..*start as usize + *len as usize],
         }
     }

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use super::Readers;
 use crate::options::StoreOptions;
-use crate::types::{FileNumber, LEVELS, Seq};
+use crate::types::{FileNumber, LEVELS, Seq, UserKey};
 use crate::version::{TableFile, Version};
 
 /// The deepest level.
@@ -37,7 +37,7 @@ const GRANDPARENT_FILES_MAX: u64 = 10;
 const EXPANDED_FILES_MAX: u64 = 25;
 
 /// A smallest and a largest key.
-pub(crate) type Bounds = (Box<[u8]>, Box<[u8]>);
+pub(crate) type Bounds = (UserKey, UserKey);
 
 /// A job to do.
 #[derive(Clone, Debug)]
@@ -98,8 +98,8 @@ struct Claim {
     id: ClaimId,
     numbers: Vec<FileNumber>,
     target: usize,
-    smallest: Box<[u8]>,
-    largest: Box<[u8]>,
+    smallest: UserKey,
+    largest: UserKey,
 }
 
 /// What a job has taken, to be given back.

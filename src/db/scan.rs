@@ -10,7 +10,7 @@ use super::snapshot::Pin;
 use crate::error::{Error, Result};
 use crate::merge::{KeyRange, MergeCursor, Source, VisibleCursor};
 use crate::sstable::ReadMode;
-use crate::types::{Kind, LEVELS, Seq, Trailer};
+use crate::types::{Kind, LEVELS, Seq, Trailer, UserKey};
 use crate::value::Value;
 use crate::version::LevelCursor;
 
@@ -311,16 +311,18 @@ pub(crate) fn key_range<K: AsRef<[u8]>>(bounds: &impl RangeBounds<K>) -> KeyRang
 
 /// The range of keys that begin with `prefix`.
 pub(crate) fn prefix_range(prefix: &[u8]) -> KeyRange {
-    let mut upper = prefix.to_vec();
     // The first key behind all of them: the prefix with its last byte that can grow grown by one.
-    while upper.pop_if(|last| *last == u8::MAX).is_some() {}
-    let upper = upper.last_mut().map(|last| *last += 1).map(|()| upper.into_boxed_slice());
-    KeyRange { lower: Some(prefix.into()), upper }
+    let grown = prefix.iter().rposition(|byte| *byte < u8::MAX).map(|last| {
+        let mut upper: Box<[u8]> = prefix[..=last].into();
+        upper[last] += 1;
+        UserKey::from(upper)
+    });
+    KeyRange { lower: Some(prefix.into()), upper: grown }
 }
 
 /// The least key greater than `key`.
-fn successor(key: &[u8]) -> Box<[u8]> {
-    [key, &[0]].concat().into()
+fn successor(key: &[u8]) -> UserKey {
+    UserKey::from([key, &[0]].concat().into_boxed_slice())
 }
 
 fn lost() -> Error {

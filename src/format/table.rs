@@ -77,11 +77,11 @@
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::crypto::Suite;
+use crate::crypto::{Suite, Wiped};
 use crate::format::block::LAYOUT_COLUMNAR;
 use crate::format::codec::{Decoded, Put, Reader, Refusal, require};
 use crate::options::Compression;
-use crate::types::{KEY_BYTES_MAX, Seq, VALUE_BYTES_MAX};
+use crate::types::{KEY_BYTES_MAX, Seq, UserKey, VALUE_BYTES_MAX};
 
 /// Bytes of a value in each frame of a run but the last: a reader holds this much besides the value itself.
 pub(crate) const RUN_CHUNK_BYTES: usize = 256 << 10;
@@ -380,21 +380,21 @@ impl Footer {
 }
 
 /// The payload of a frame of bounds.
-pub(crate) fn encode_bounds(smallest: &[u8], largest: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(smallest.len() + largest.len() + 6);
+pub(crate) fn encode_bounds(smallest: &[u8], largest: &[u8]) -> Wiped {
+    let mut out = Wiped::with_capacity(smallest.len() + largest.len() + 6);
     out.put_prefixed(smallest);
     out.put_prefixed(largest);
     out
 }
 
 /// Smallest and largest user key.
-pub(crate) fn decode_bounds(bytes: &[u8]) -> Decoded<(Vec<u8>, Vec<u8>)> {
+pub(crate) fn decode_bounds(bytes: &[u8]) -> Decoded<(UserKey, UserKey)> {
     let mut reader = Reader::new(bytes);
     let smallest = reader.prefixed(KEY_BYTES_MAX)?;
     let largest = reader.prefixed(KEY_BYTES_MAX)?;
     reader.finish()?;
     require(!smallest.is_empty() && smallest <= largest)?;
-    Ok((smallest.to_vec(), largest.to_vec()))
+    Ok((smallest.into(), largest.into()))
 }
 
 /// The shortest key at or after `last` and before `next`, which come in this order: what an index needs of them.
@@ -555,7 +555,7 @@ mod tests {
                 prop_assert_eq!(&pointer.encode()[..], &bytes[..]);
             }
             if let Ok((smallest, largest)) = decode_bounds(&bytes) {
-                prop_assert_eq!(encode_bounds(&smallest, &largest), &bytes[..]);
+                prop_assert_eq!(&*encode_bounds(&smallest, &largest), &bytes[..]);
             }
         }
     }

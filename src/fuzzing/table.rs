@@ -49,7 +49,7 @@ fn decoders(data: &[u8]) {
         assert_eq!(footer.encode(), data);
     }
     if let Ok((smallest, largest)) = decode_bounds(data) {
-        assert_eq!(encode_bounds(&smallest, &largest), data);
+        assert_eq!(*encode_bounds(&smallest, &largest), *data);
     }
 }
 

@@ -33,7 +33,7 @@ use crate::format::table::{Footer, Properties, decode_bounds};
 use crate::format::{FileName, Where};
 use crate::io::directory::Directory;
 use crate::keys::{KeyBroker, KeySet, Principal};
-use crate::types::{FRAME_BYTES_MAX, FileKind, Kind, Slot, TableId};
+use crate::types::{FRAME_BYTES_MAX, FileKind, Kind, Slot, TableId, UserKey};
 use crate::version::manifest;
 use crate::version::system::{SystemFile, SystemKey};
 
@@ -293,7 +293,7 @@ impl<'a> Dump<'a> {
         lines.unwrap_or_else(|error| vec![error.to_string()])
     }
 
-    fn bounds(&self, (smallest, largest): &(Vec<u8>, Vec<u8>)) -> Vec<String> {
+    fn bounds(&self, (smallest, largest): &(UserKey, UserKey)) -> Vec<String> {
         vec![match self.show_keys {
             true => format!("{} to {}", contents::key(smallest), contents::key(largest)),
             false => format!("keys of {} and {} bytes", smallest.len(), largest.len()),

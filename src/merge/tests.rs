@@ -199,7 +199,7 @@ proptest! {
     ) {
         // A failure would show old, deleted or future values, or miss keys.
         let seq = Seq::new(seq).unwrap();
-        let range = KeyRange { lower: lower.map(Into::into), upper: upper.map(Into::into) };
+        let range = KeyRange { lower: lower.map(|key| (&key[..]).into()), upper: upper.map(|key| (&key[..]).into()) };
         let mut seen: BTreeMap<Vec<u8>, (Trailer, Vec<u8>)> = BTreeMap::new();
         // Oldest last in entry order, so that going backward the newest visible one is what remains.
         for (key, trailer, value) in all.iter().rev().filter(|entry| entry.1.seq() <= seq) {

@@ -28,7 +28,7 @@ use crate::format::manifest::FileRecord;
 use crate::format::table::{Filter, FilterKind, Footer, Handle, Properties, RunPointer, Section, decode_bounds};
 use crate::io::File;
 use crate::options::Compression;
-use crate::types::{FRAME_BYTES_MAX, FileKind, Kind, Seq, TableId, Trailer};
+use crate::types::{FRAME_BYTES_MAX, FileKind, Kind, Seq, TableId, Trailer, UserKey};
 use crate::value::{Backing, Value};
 
 pub(crate) mod cache;
@@ -65,7 +65,7 @@ pub(crate) struct TableSettings {
 ///
 /// # Errors
 /// `Tampered` or `BitRot` if the record's bounds are not what was sealed for this file.
-pub(crate) fn bounds(key: &TableKey, record: &FileRecord, name: &str) -> Result<(Vec<u8>, Vec<u8>)> {
+pub(crate) fn bounds(key: &TableKey, record: &FileRecord, name: &str) -> Result<(UserKey, UserKey)> {
     let opener = FileOpener::from_pinned(key, record.suite, FileKind::Table, record.number, &record.salt);
     let place = Where::new(name, 0);
     let payload = opener.open_frame(FrameKind::Bounds, false, record.bounds_ordinal, record.bounds.clone(), &place)?;

@@ -259,8 +259,8 @@ proptest! {
         let mut fixture = Fixture::new(block_bytes, compression);
         fixture.settings.filter_bits_per_key = bits;
         let finished = fixture.write(1, &entries);
-        prop_assert_eq!(&finished.smallest, &entries[0].0);
-        prop_assert_eq!(&finished.largest, &entries[entries.len() - 1].0);
+        prop_assert_eq!(&*finished.smallest, &*entries[0].0);
+        prop_assert_eq!(&*finished.largest, &*entries[entries.len() - 1].0);
         let limits = bounds(&fixture.key, &finished.record, NAME)?;
         prop_assert_eq!(limits, (finished.smallest.clone(), finished.largest.clone()));
         prop_assert_eq!(finished.record.entries, entries.len() as u64);

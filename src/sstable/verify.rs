@@ -244,7 +244,7 @@ fn check_sections(reader: &TableReader, walk: &mut Walk<'_>, found: &Found) -> R
     }
     let (smallest, largest) = decode_bounds(&payload).map_err(|refusal| refusal.at(&place))?;
     let last = found.last.as_ref().map(|last| &*last.0);
-    if smallest != *found.first_key || Some(&*largest) != last {
+    if *smallest != *found.first_key || Some(&*largest) != last {
         return Err(place.tampered("the bounds are not the first and last key"));
     }
     walk.frame(FrameKind::Footer)?;

@@ -26,7 +26,9 @@ use crate::format::table::{
 use crate::io::{Entropy, File, Vfs};
 use crate::options::Compression;
 use crate::sstable::TableSettings;
-use crate::types::{FileKind, FileNumber, KEY_BYTES_MAX, Kind, Seq, Trailer, VALUE_BYTES_MAX, VALUE_INLINE_BYTES_MAX};
+use crate::types::{
+    FileKind, FileNumber, KEY_BYTES_MAX, Kind, Seq, Trailer, UserKey, VALUE_BYTES_MAX, VALUE_INLINE_BYTES_MAX,
+};
 
 /// The write buffer goes to the file when it holds this much.
 const WRITE_BYTES: usize = 2 << 20;
@@ -79,9 +81,9 @@ pub(crate) struct FinishedTable {
     /// What the manifest has to know.
     pub(crate) record: FileRecord,
     /// The smallest user key.
-    pub(crate) smallest: Vec<u8>,
+    pub(crate) smallest: UserKey,
     /// The largest user key.
-    pub(crate) largest: Vec<u8>,
+    pub(crate) largest: UserKey,
 }
 
 impl TableWriter {
@@ -282,8 +284,8 @@ impl TableWriter {
             return Err(invalid("a table has at least one entry"));
         }
         self.close_block(None)?;
-        let largest = self.last_key.to_vec();
-        let smallest = self.smallest.to_vec();
+        let largest = UserKey::from(&*self.last_key);
+        let smallest = UserKey::from(&*self.smallest);
 
         let start = Mark { offset_bytes: HEADER_BYTES as u64, frames: 0 };
         let mut footer = Footer { data: self.section_since(start), ..Footer::default() };
@@ -372,7 +374,7 @@ impl TableWriter {
     /// Write the bounds' frame, and give a copy of it for the manifest.
     fn write_bounds(&mut self, footer: &mut Footer, smallest: &[u8], largest: &[u8]) -> Result<(Vec<u8>, u64)> {
         let start = self.mark();
-        let payload = Wiped::from(encode_bounds(smallest, largest));
+        let payload = encode_bounds(smallest, largest);
         let mut frame = Vec::new();
         let sealed = self.sealer.seal(FrameKind::Bounds, false, Compression::None, &payload, &mut frame)?;
         self.output.buffer.extend_from_slice(&frame);

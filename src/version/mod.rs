@@ -41,7 +41,7 @@ use arc_swap::ArcSwapOption;
 use crate::error::Error;
 use crate::format::manifest::FileRecord;
 use crate::sstable::TableReader;
-use crate::types::{FileNumber, LEVELS};
+use crate::types::{FileNumber, LEVELS, UserKey};
 
 pub(crate) use level::{LevelCursor, OpenTable};
 
@@ -50,16 +50,16 @@ pub(crate) struct TableFile {
     /// What the manifest says about it.
     pub(crate) record: FileRecord,
     /// Its first user key.
-    pub(crate) smallest: Box<[u8]>,
+    pub(crate) smallest: UserKey,
     /// Its last user key.
-    pub(crate) largest: Box<[u8]>,
+    pub(crate) largest: UserKey,
     reader: ArcSwapOption<TableReader>,
 }
 
 impl TableFile {
     /// The file with this record and the bounds that its record carries sealed.
-    pub(crate) fn new(record: FileRecord, smallest: Vec<u8>, largest: Vec<u8>) -> TableFile {
-        TableFile { record, smallest: smallest.into(), largest: largest.into(), reader: ArcSwapOption::empty() }
+    pub(crate) fn new(record: FileRecord, smallest: UserKey, largest: UserKey) -> TableFile {
+        TableFile { record, smallest, largest, reader: ArcSwapOption::empty() }
     }
 
     /// The file's number.

@@ -35,7 +35,7 @@ pub(crate) fn file_with(
         bounds: Vec::new(),
         bounds_ordinal: 0,
     };
-    Arc::new(TableFile::new(record, smallest.to_vec(), largest.to_vec()))
+    Arc::new(TableFile::new(record, smallest.into(), largest.into()))
 }
 
 pub(crate) fn add(level: usize, file: &Arc<TableFile>) -> Change {

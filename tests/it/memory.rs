@@ -62,12 +62,17 @@ fn unlock_key(bytes: &mut [u8; 32]) {
 /// The key and the value of entry `i` of a table: the value's length goes through all that are treated differently.
 fn entry(table: usize, i: u64) -> (Vec<u8>, Vec<u8>) {
     let mut dice = Dice::new(0x5eed_0000 + ((table as u64) << 16) + i);
-    let mut key = format!("{i:03} ").into_bytes();
-    key.extend(dice.bytes(28));
     let len = [30, 100, 250, 1000, 5000, 70_000][i as usize % 6];
-    let mut value = dice.bytes(len);
-    // Compressible, so that LZ4 has something to do; what is searched for lies in the other half.
-    value.extend(std::iter::repeat_n(b'.', len));
+    // Filled in place: a vector that grows would leave copies behind that are not the engine's.
+    let (mut key, mut value) = (vec![0; 32], vec![b'.'; 2 * len]);
+    key[..4].copy_from_slice(&[b'0' + (i / 10) as u8, b'0' + (i % 10) as u8, b' ', b' ']);
+    // Compressible, so that LZ4 has something to do; what is searched for lies in the first half.
+    for bytes in [&mut key[4..], &mut value[..len]] {
+        for chunk in bytes.chunks_mut(8) {
+            let word = dice.roll().to_le_bytes();
+            chunk.copy_from_slice(&word[..chunk.len()]);
+        }
+    }
     (key, value)
 }
 
@@ -249,6 +254,9 @@ fn live(dir: &Path) {
     stand("idle");
 
     use_table(&store, revoked, 1, 1);
+    store.flush().unwrap();
+    read_table(revoked, 1, 0);
+    read_table(revoked, 1, 1);
     let before = purges(revoked);
     let snapshot = store.snapshot();
     let mut range = revoked.iter();
@@ -345,16 +353,16 @@ impl Needles {
         }
     }
 
-    /// Every secret in `bytes`, with its place.
-    fn find(&self, bytes: &[u8], found: &mut impl FnMut(&Secret, usize)) {
+    /// Every secret in `bytes`.
+    fn find(&self, bytes: &[u8], found: &mut impl FnMut(&Secret)) {
         let mut heads = vec![false; 1 << 16];
         self.heads.iter().for_each(|head| heads[usize::from(*head)] = true);
-        for (at, window) in bytes.windows(NEEDLE_BYTES).enumerate() {
+        for window in bytes.windows(NEEDLE_BYTES) {
             if heads[usize::from(window[0]) | usize::from(window[1]) << 8] {
                 let head = u64::from_le_bytes(window[..8].try_into().unwrap());
                 for (needle, secret) in self.by_head.get(&head).into_iter().flatten() {
                     if needle == window {
-                        found(secret, at);
+                        found(secret);
                     }
                 }
             }
@@ -521,7 +529,7 @@ impl Watched {
                 needles.add(&key[4..], &data("the key"));
                 let random = value.len() / 2;
                 needles.add(&value[..16], &data("the beginning of the value"));
-                needles.add(&value[random / 2..random / 2 + 15.min(random / 2)], &data("the middle of the value"));
+                needles.add(&value[random / 2..][..random / 2], &data("the middle of the value"));
                 needles.add(&value[random - 16..random], &data("the end of the value's first half"));
             }
         }
@@ -551,11 +559,10 @@ struct Mapping {
 }
 
 /// Where a secret was found.
-#[derive(Debug, Clone)]
+#[derive(Clone, Debug)]
+#[expect(dead_code, reason = "shown when something is found")]
 struct Place {
     mapping: String,
-    /// Within the mapping, from its end: a stack grows down.
-    from_end: u64,
     dumped: bool,
     locked: bool,
 }
@@ -595,10 +602,9 @@ impl Memory {
                 continue;
             }
             let has = |flag| mapping.flags.split_whitespace().any(|word| word == flag);
-            needles.find(&bytes, &mut |secret, at| {
+            needles.find(&bytes, &mut |secret| {
                 found.entry(secret.clone()).or_default().push(Place {
                     mapping: mapping.name.clone(),
-                    from_end: mapping.end - mapping.start - at as u64,
                     dumped: !has("dd"),
                     locked: has("lo"),
                 });
