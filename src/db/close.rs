@@ -42,10 +42,19 @@ impl Engine {
         if self.poison.get().is_none() {
             self.readers.remove_obsolete();
         }
+        self.forget_keys();
         drop(creating);
         self.advance_anchor();
         *self.lock.lock() = None;
         outcome
+    }
+
+    /// Let go of every key that is left, since handles may live on: the log's, the manifest's, and the system key. What a snapshot or an
+    /// iterator holds goes with it.
+    fn forget_keys(&self) {
+        self.log.retire_open_segments(&mut self.writer.lock());
+        self.manifest.forget_keys();
+        self.system.forget();
     }
 
     /// Make everything durable and record that the log ends here.

@@ -176,12 +176,13 @@ impl Engine {
         // What was parked needs no segment. A memtable needs one all the same: that of the log's sections behind it, which may come into the same
         // memtable, or one that no commit to come is older than.
         let segment = sections.first().map_or_else(|| self.log.segment_to_come(), |part| part.segment);
+        let system = self.system.all()?;
         for record in self.parked_files(table, flushed) {
-            let mut file = wal::parked::ParkedFile::open(&self.dir, &self.system.all(), table.id, &record)?;
+            let mut file = wal::parked::ParkedFile::open(&self.dir, &system, table.id, &record)?;
             file.entries(&key_of, flushed, &mut |seq, kind, key, value| insert(segment, seq, kind, key, value))?;
         }
         let salts = |segment| self.manifest.with_state(|state| state.segments.get(&segment).map(|meta| meta.salt));
-        wal::replay::entries(&self.dir, &self.system.all(), &salts, &key_of, &sections, flushed, &mut insert)?;
+        wal::replay::entries(&self.dir, &system, &salts, &key_of, &sections, flushed, &mut insert)?;
         Ok(memories)
     }
 

@@ -86,7 +86,7 @@ impl Engine {
         let carrier = Carrier {
             dir: &self.dir,
             entropy: &*self.env.entropy,
-            system: &self.system.sealing(),
+            system: &*self.system.sealing()?,
             suite: self.system_suite,
         };
         carrier.carry(self.next_file()?, (table.slot, table.id), origin, &sections).map(Some)

@@ -133,7 +133,7 @@ impl Engine {
         for draft in drafts {
             let name = FileName::KeyFile(draft.record.id);
             self.dir.ensure_dir(&name.directory())?;
-            let (bytes, tag) = draft.key_file.seal(&self.system.sealing(), self.system_suite, &*self.env.entropy)?;
+            let (bytes, tag) = draft.key_file.seal(&*self.system.sealing()?, self.system_suite, &*self.env.entropy)?;
             draft.record.key.tag = tag;
             self.dir.replace(&name.path(), &name.temporary_path(), &bytes)?;
             directories.insert(name.directory());
@@ -147,7 +147,7 @@ impl Engine {
     /// A table's key file, checked against its pin.
     pub(super) fn read_key_file(&self, slot: Slot, table: TableId) -> Result<KeyFile> {
         let pin = self.manifest.with_state(|state| state.pin(slot).cloned()).ok_or(Error::TableDropped { table })?;
-        let (opened, _) = system::read_key_file(&self.dir, &self.system.all(), table, &pin)?;
+        let (opened, _) = system::read_key_file(&self.dir, &*self.system.all()?, table, &pin)?;
         if !opened.both_copies_good {
             self.events.event(&Event::KeyFileCopyDamaged { file: FileName::KeyFile(table).path() });
         }

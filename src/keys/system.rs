@@ -6,29 +6,41 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 
 use super::lease::KeySet;
 use crate::crypto::TableKey;
+use crate::error::{Error, Result};
 
-/// The unwrapped generations of a store's system key. Cheap to clone; clones see what one of them replaces.
+/// The unwrapped generations of a store's system key. Cheap to clone; clones see what one of them replaces or forgets.
 #[derive(Clone)]
-pub(crate) struct SystemKeys(Arc<ArcSwap<KeySet>>);
+pub(crate) struct SystemKeys(Arc<ArcSwapOption<KeySet>>);
 
 impl SystemKeys {
     /// These generations.
     pub(crate) fn new(keys: KeySet) -> SystemKeys {
-        SystemKeys(Arc::new(ArcSwap::from_pointee(keys)))
+        SystemKeys(Arc::new(ArcSwapOption::from_pointee(keys)))
     }
 
     /// The key that new files are sealed under.
-    pub(crate) fn sealing(&self) -> Arc<TableKey> {
-        self.0.load().current().clone()
+    ///
+    /// # Errors
+    /// [`Error::Closed`] once the store is.
+    pub(crate) fn sealing(&self) -> Result<Arc<TableKey>> {
+        self.all().map(|keys| keys.current().clone())
     }
 
     /// All generations, to open files with.
-    pub(crate) fn all(&self) -> Arc<KeySet> {
-        self.0.load_full()
+    ///
+    /// # Errors
+    /// [`Error::Closed`] once the store is.
+    pub(crate) fn all(&self) -> Result<Arc<KeySet>> {
+        self.0.load_full().ok_or(Error::Closed)
+    }
+
+    /// Let go of all generations: the store is closed, and handles of it may live on.
+    pub(crate) fn forget(&self) {
+        self.0.store(None);
     }
 }
 

@@ -77,7 +77,8 @@ impl Inner {
 struct LiveFile {
     number: FileNumber,
     file: Arc<dyn File>,
-    sealer: ManifestSealer,
+    /// Gone with the store's close.
+    sealer: Option<ManifestSealer>,
     /// The last ordinal that is known to be durable.
     synced_ordinal: u64,
     picture: PictureEnd,
@@ -101,7 +102,7 @@ impl Manifest {
         number: FileNumber,
         state: State,
     ) -> Result<Manifest> {
-        let key = system.sealing();
+        let key = system.sealing()?;
         let live = LiveFile::create(&dir, &*entropy, &key, suite, number, &state)?;
         live.make_current(&dir, &*entropy, &key, suite, &state, false)?;
         let epoch = AtomicU64::new(state.epoch.0);
@@ -145,7 +146,7 @@ impl Manifest {
         }
         let epoch = self.next_epoch(inner)?;
         let name = FileName::Manifest(inner.live.number).path();
-        let place = Where::new(&name, inner.live.sealer.len_bytes());
+        let place = Where::new(&name, inner.live.len_bytes()?);
         // An edit that does not follow is a mistake of this program. It must not reach the disk, so the picture is
         // changed first: that it is wrong in memory afterwards does not matter, since the caller gives the store up.
         for edit in &edits {
@@ -161,7 +162,8 @@ impl Manifest {
     /// Whether the file has grown so long that it should be [rewritten](Manifest::rewrite).
     pub(crate) fn is_long(&self) -> bool {
         let inner = self.inner.lock();
-        inner.live.sealer.len_bytes() > (3 * inner.live.picture.bytes).max(REWRITE_BYTES_MIN)
+        let longest = (3 * inner.live.picture.bytes).max(REWRITE_BYTES_MIN);
+        inner.live.len_bytes().is_ok_and(|len_bytes| len_bytes > longest)
     }
 
     /// Begin a new file, of this number, with the present picture, and remove the old one.
@@ -179,7 +181,7 @@ impl Manifest {
 
     fn begin_file(&self, inner: &mut Inner, number: FileNumber) -> Result<()> {
         inner.state.epoch = self.next_epoch(inner)?;
-        let key = self.system.sealing();
+        let key = self.system.sealing()?;
         let live = LiveFile::create(&self.dir, &*self.entropy, &key, self.suite, number, &inner.state)?;
         live.make_current(&self.dir, &*self.entropy, &key, self.suite, &inner.state, false)?;
         self.epoch.store(inner.state.epoch.0, Ordering::Release);
@@ -197,8 +199,15 @@ impl Manifest {
         inner.ended = Some(Error::Closed);
         // The mark behind the last group is part of the length that CURRENT will insist on.
         inner.live.sync()?;
-        let key = self.system.sealing();
+        let key = self.system.sealing()?;
         inner.live.make_current(&self.dir, &*self.entropy, &key, self.suite, &inner.state, true)
+    }
+
+    /// Let go of the keys, at the end of a close, whatever came of it: nothing can be appended any more.
+    pub(crate) fn forget_keys(&self) {
+        let mut inner = self.inner.lock();
+        inner.ended.get_or_insert(Error::Closed);
+        inner.live.sealer = None;
     }
 
     fn next_epoch(&self, inner: &Inner) -> Result<Epoch> {
@@ -235,7 +244,7 @@ impl LiveFile {
         dir.sync_dir("manifest")?;
         let picture = PictureEnd { bytes: sealer.len_bytes(), ordinal: last_ordinal };
         let last_tag = last_tag(&bytes);
-        Ok(LiveFile { number, file, sealer, synced_ordinal: last_ordinal, picture, last_tag })
+        Ok(LiveFile { number, file, sealer: Some(sealer), synced_ordinal: last_ordinal, picture, last_tag })
     }
 
     fn append_group(&mut self, group: &EditGroup) -> Result<()> {
@@ -246,10 +255,15 @@ impl LiveFile {
         self.write(&EditGroup { epoch: group.epoch, synced_ordinal: Some(last), edits: Vec::new() }).map(drop)
     }
 
+    fn len_bytes(&self) -> Result<u64> {
+        self.sealer.as_ref().map(ManifestSealer::len_bytes).ok_or(Error::Closed)
+    }
+
     /// Write a group at the end; the ordinal of its last frame.
     fn write(&mut self, group: &EditGroup) -> Result<u64> {
-        let (offset, mut bytes) = (self.sealer.len_bytes(), Vec::new());
-        let last = self.sealer.append(group, &mut bytes)?;
+        let sealer = self.sealer.as_mut().ok_or(Error::Closed)?;
+        let (offset, mut bytes) = (sealer.len_bytes(), Vec::new());
+        let last = sealer.append(group, &mut bytes)?;
         self.last_tag = last_tag(&bytes);
         let written = self.file.write_all_at(&bytes, offset);
         written.map_err(|error| refused("write", &FileName::Manifest(self.number).path(), error))?;
@@ -270,14 +284,15 @@ impl LiveFile {
         state: &State,
         closed: bool,
     ) -> Result<()> {
+        let sealer = self.sealer.as_ref().ok_or(Error::Closed)?;
         let current = Current {
             manifest: self.number,
-            salt: *self.sealer.salt(),
+            salt: *sealer.salt(),
             epoch: state.epoch,
             picture_end_bytes: self.picture.bytes,
             picture_last_ordinal: self.picture.ordinal,
             closed: closed.then(|| Closed {
-                len_bytes: self.sealer.len_bytes(),
+                len_bytes: sealer.len_bytes(),
                 last_tag: self.last_tag,
                 epoch: state.epoch,
             }),

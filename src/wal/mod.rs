@@ -139,7 +139,7 @@ impl Log {
     pub(crate) fn create_segment(&self, number: FileNumber) -> Result<OpenSegment> {
         let name = FileName::Log(number).path();
         let mut header = Vec::new();
-        let sealer = SegmentSealer::create(&self.system.sealing(), self.suite, number, &*self.entropy, &mut header)?;
+        let sealer = SegmentSealer::create(&*self.system.sealing()?, self.suite, number, &*self.entropy, &mut header)?;
         let file = self.dir.create(&name)?;
         let written = file
             .write_all_at(&header, 0)

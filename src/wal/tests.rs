@@ -91,7 +91,7 @@ impl World {
     }
 
     fn replay_from(&self, attested: LogPoint, closed: bool) -> Result<Replayed> {
-        replay(&self.dir, &self.system.all(), &self.segments, attested, closed)
+        replay(&self.dir, &self.system.all().unwrap(), &self.segments, attested, closed)
     }
 
     fn replay(&self) -> Result<Replayed> {

@@ -33,8 +33,11 @@ impl World {
         dir.ensure_dir("manifest").unwrap();
         let secret = Secret::fill_with(|key| key.fill(1));
         let system = SystemKeys::new(KeySet::one(TableKey::new(secret, STORE, TableId::SYSTEM, Generation(1))));
-        let pin =
-            KeyPin { version: 1, tag: [1; 16], generations: vec![(Generation(1), *system.sealing().commitment())] };
+        let pin = KeyPin {
+            version: 1,
+            tag: [1; 16],
+            generations: vec![(Generation(1), *system.sealing().unwrap().commitment())],
+        };
         let suite = Suite::Aes256Gcm;
         let meta = StoreMeta { store: STORE, lineage: [4; 16], created_ms: 5, real_entropy: false, suite };
         let (entropy, state) = (world.entropy.clone(), State::new(meta, pin));
@@ -46,7 +49,7 @@ impl World {
         let key = KeyPin {
             version: 1,
             tag: [2; 16],
-            generations: vec![(Generation(1), *self.system.sealing().commitment())],
+            generations: vec![(Generation(1), *self.system.sealing().unwrap().commitment())],
         };
         let record = TableRecord {
             slot: Slot(slot),
@@ -79,7 +82,7 @@ impl World {
     }
 
     fn read(&self) -> Result<Found> {
-        read(&self.dir, &self.system.all())
+        read(&self.dir, &self.system.all().unwrap())
     }
 
     fn tables(&self) -> usize {
