@@ -162,6 +162,13 @@ impl TrailKey {
     /// HMAC-SHA256 of the text and the byte 1, which is what HKDF expands it to. The text is public; like a header's tag, its MAC is a
     /// pseudo-random function of it and nothing that must be made once.
     pub(crate) fn mac(&self, text: &[u8]) -> [u8; 32] {
+        let mac = self.expand_mac(text);
+        wipe_frame_stack();
+        mac
+    }
+
+    #[inline(never)]
+    fn expand_mac(&self, text: &[u8]) -> [u8; 32] {
         let mut mac = [0; 32];
         self.expander.expand_into(&[text], &mut mac);
         mac

@@ -55,6 +55,9 @@ impl Engine {
         self.log.retire_open_segments(&mut self.writer.lock());
         self.manifest.forget_keys();
         self.system.forget();
+        if let Some(trail) = self.keys.trail() {
+            trail.forget_key();
+        }
     }
 
     /// Make everything durable and record that the log ends here.

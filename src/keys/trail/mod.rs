@@ -124,8 +124,8 @@ pub(crate) struct Trail {
 #[derive(Debug)]
 struct Chain {
     system: SystemKeys,
-    /// Of the generation of the system key that sealed last.
-    key: TrailKey,
+    /// Of the generation of the system key that sealed last, once something was sealed.
+    key: Option<TrailKey>,
     last: Point,
     gap: Gap,
 }
@@ -233,7 +233,6 @@ impl Trail {
         environment: &Environment,
         events: Option<Arc<dyn EventSink>>,
     ) -> Trail {
-        let key = system.sealing().trail_key();
         let gap = Gap { lost: end.lost.then_some(end.head.sequence), unwritten: 0 };
         Trail {
             store,
@@ -241,10 +240,15 @@ impl Trail {
             options: setting.options.clone(),
             clock: environment.clock.clone(),
             events,
-            chain: Mutex::new(Chain { system, key, last: end.last, gap }),
+            chain: Mutex::new(Chain { system, key: None, last: end.last, gap }),
             attest_at: AtomicU64::new(u64::from(end.last != end.head)),
             names: Mutex::default(),
         }
+    }
+
+    /// Let go of the chain's key: the store is closed, and records nothing any more.
+    pub(crate) fn forget_key(&self) {
+        self.chain.lock().key = None;
     }
 
     /// Remember what a table is called, if names are to be shown.
@@ -403,14 +407,15 @@ impl Chain {
     fn put(&mut self, trail: &Trail, draft: Draft) -> io::Result<()> {
         let out_of = |what: &'static str| io::Error::other(what);
         let sequence = self.last.sequence.checked_add(1).ok_or_else(|| out_of("the trail's numbers have run out"))?;
-        let system = self.system.sealing();
-        if system.generation() != self.key.generation() {
-            self.key = system.trail_key();
-        }
-        let generation = self.key.generation().0;
+        let system = self.system.sealing().map_err(io::Error::other)?;
+        let key = match &self.key {
+            Some(key) if key.generation() == system.generation() => key,
+            _ => self.key.insert(system.trail_key()),
+        };
+        let generation = key.generation().0;
         let link = TrailLink { sequence, generation, previous: self.last.mac, mac: Default::default() };
         let mut record = draft.into_record(trail.store, trail.clock.wall_ms(), link);
-        record.link.mac = self.key.mac(record.unsealed().as_bytes());
+        record.link.mac = key.mac(record.unsealed().as_bytes());
         catch_unwind(AssertUnwindSafe(|| trail.sink.record(&record)))
             .unwrap_or_else(|_| Err(out_of("the sink panicked")))?;
         self.last = Point { sequence, mac: record.link.mac };
