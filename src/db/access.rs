@@ -371,7 +371,7 @@ impl Engine {
         let bounds = ranges.values().copied().reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
         let Some((from, to)) = bounds else { return Ok(()) };
         let slots = ranges.keys().copied().collect();
-        let mut found = sections_of(&self.dir, &self.system.all(), &self.known_segments(from, to)?, &slots)?;
+        let mut found = sections_of(&self.dir, &*self.system.all()?, &self.known_segments(from, to)?, &slots)?;
         for table in &tables {
             let Some((from, to)) = ranges.get(&table.slot) else { continue };
             let flushed = self.manifest.with_state(|state| state.tables.get(&table.slot).map(|meta| meta.flushed));

@@ -61,7 +61,7 @@ impl Engine {
         };
         let end = LogPoint { segment, end_bytes: u64::MAX };
         let slots: BTreeSet<Slot> = owners.iter().map(|own| own.table.slot).collect();
-        let mut sections = sections_of(&self.dir, &self.system.all(), &self.known_segments(segment, end)?, &slots)?;
+        let mut sections = sections_of(&self.dir, &*self.system.all()?, &self.known_segments(segment, end)?, &slots)?;
         let mut parked: BTreeMap<Slot, ParkedRecord> = BTreeMap::new();
         let carried = owners.iter().try_for_each(|own| {
             let own_sections = sections.remove(&own.table.slot).unwrap_or_default();
@@ -83,12 +83,9 @@ impl Engine {
         if sections.is_empty() {
             return Ok(None);
         }
-        let carrier = Carrier {
-            dir: &self.dir,
-            entropy: &*self.env.entropy,
-            system: &*self.system.sealing()?,
-            suite: self.system_suite,
-        };
+        let system = self.system.sealing()?;
+        let carrier =
+            Carrier { dir: &self.dir, entropy: &*self.env.entropy, system: &system, suite: self.system_suite };
         carrier.carry(self.next_file()?, (table.slot, table.id), origin, &sections).map(Some)
     }
 
