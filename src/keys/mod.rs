@@ -3,6 +3,7 @@
 //! ```text
 //! provider.rs   the contract with whatever holds the master keys
 //! local/        the embedded provider: a keyring of its own
+//! aws/          a provider on AWS KMS (feature `aws-kms`)
 //! pkcs11/       a provider on an HSM or smart card (feature `pkcs11`)
 //! faulty.rs     a provider that fails on a plan, for tests
 //! lease.rs      a table's keys in memory, and who may use them until when
@@ -17,6 +18,8 @@
 //! panics has not answered, and no more than that. Which wraps there are, and where, the broker does not know: that is
 //! the key files' business, and the `db` layer's to bring together.
 
+#[cfg(feature = "aws-kms")]
+mod aws;
 pub mod faulty;
 mod lease;
 mod local;
@@ -35,6 +38,8 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+#[cfg(feature = "aws-kms")]
+pub use self::aws::AwsKms;
 pub(crate) use self::lease::{Ending, KeySet, Look, Permit, Renewal, TICK_PERIOD, TableLease, Unwrapped};
 use self::lease::{News, Terms};
 #[cfg(any(test, fuzzing))]

@@ -6,6 +6,7 @@
     reason = "tests prepare and inspect files as a user or an attacker would, with threads and clocks of their own"
 )]
 
+mod aws;
 mod expectations;
 mod pkcs11;
 
@@ -30,7 +31,9 @@ fn real_thing(variable: &str) -> Option<String> {
 /// The reason of a store's refusal.
 fn reason_of(error: &Error) -> Option<ProviderReason> {
     match error {
-        Error::KeyUnavailable { source, .. } | Error::MasterKeyUnavailable { source, .. } => Some(source.reason),
+        Error::KeyUnavailable { source, .. }
+        | Error::MasterKeyUnavailable { source, .. }
+        | Error::TableInaccessible { source, .. } => Some(source.reason),
         _ => None,
     }
 }
