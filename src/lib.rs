@@ -31,7 +31,8 @@
 //!
 //! # Where to read on
 //! - [`Store`], [`Table`], [`Batch`], [`Snapshot`] and [`Cursor`]: the face of the engine.
-//! - [`KeyProvider`]: how to keep master keys somewhere else. [`LocalKms`]: the provider that comes with the crate.
+//! - [`KeyProvider`]: how to keep master keys somewhere else. [`LocalKms`]: the provider that comes with the crate. Behind features:
+//!   `keys::Pkcs11Provider` (an HSM), `keys::AwsKms`. For tests: [`keys::faulty`].
 //! - [`Error`]: every error says what to do about it ([`Error::advice`]).
 //! - [`inspect`]: checks a store from outside, with its key or without any.
 //! - `ARCHITECTURE.md`, `docs/FORMAT.md` and `docs/THREATS.md` in the repository.

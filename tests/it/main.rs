@@ -13,6 +13,7 @@ mod concurrency;
 mod crash;
 mod dynamodb;
 mod errors;
+mod examples;
 mod faults;
 mod golden;
 mod history;
