@@ -21,6 +21,8 @@ pub struct TableDescription {
     pub status: TableStatus,
     /// When it was created, in milliseconds since 1970-01-01 00:00 UTC.
     pub created_ms: u64,
+    /// Who created it, as that [principal](crate::Principal) is shown; empty if that was not recorded.
+    pub creator: String,
     /// Entries, as of the last flush and compaction, plus those in memory: exact once everything is
     /// compacted, too high by overwritten and deleted ones before.
     pub item_count: u64,
@@ -107,12 +109,12 @@ impl Engine {
     pub(super) fn describe(&self, table: &Arc<TableState>) -> Result<TableDescription> {
         self.check_open()?;
         self.check_not_dropped(table)?;
-        let (mut item_count, size_bytes, record) = self.manifest.with_state(|state| {
-            state.tables.get(&table.slot).map_or((0, 0, None), |meta| {
+        let (mut item_count, size_bytes, record, creator) = self.manifest.with_state(|state| {
+            state.tables.get(&table.slot).map_or((0, 0, None, String::new()), |meta| {
                 let entries =
                     meta.files.values().map(|(_, file)| file.entries - file.tombstones.min(file.entries)).sum();
                 let bytes = meta.files.values().map(|(_, file)| file.extent.len_bytes).sum();
-                (entries, bytes, Some(meta.record.clone()))
+                (entries, bytes, Some(meta.record.clone()), meta.creator.clone())
             })
         });
         if let Some(view) = table.view.load_owned() {
@@ -134,6 +136,7 @@ impl Engine {
             id: table.id,
             status,
             created_ms: table.created_ms,
+            creator,
             item_count,
             size_bytes,
             cipher: table.settings.suite.name(),

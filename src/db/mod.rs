@@ -5,6 +5,7 @@
 //!       │ Handle (session)                         keeps the store open; the last one to go closes it
 //! Engine ─┬─ commit       batches, group commit, durability
 //!         ├─ catalog      tables, and what of each is in memory
+//!         ├─ grants       the engine's own right to use master keys
 //!         ├─ load         a table's first use: keys, bounds, replay; and how it is put away
 //!         ├─ warden       permits: renewed in time, their end noticed
 //!         ├─ access       tables whose key is refused, and how they come back
@@ -31,6 +32,7 @@ mod catalog;
 mod close;
 mod commit;
 mod describe;
+mod grants;
 mod load;
 mod maintenance;
 mod open;
@@ -62,6 +64,7 @@ pub use self::table::Table;
 
 use self::catalog::Catalog;
 use self::commit::Queue;
+use self::grants::Grants;
 use self::maintenance::Background;
 use self::readers::Readers;
 use self::session::Handle;
@@ -135,6 +138,7 @@ pub(crate) struct Engine {
     readers: Arc<Readers>,
     background: Background,
     agenda: Agenda,
+    grants: Grants,
     authorizer: Option<Arc<dyn Authorizer>>,
     /// Raised when a loader is done, whatever came of it.
     loaded: Signal,

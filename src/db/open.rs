@@ -22,6 +22,7 @@ use super::anchor;
 use super::builder::{Builder, RecoveryReport};
 use super::catalog::{Catalog, TableState, Unreplayed};
 use super::commit::Queue;
+use super::grants::Grants;
 use super::maintenance::{Background, Compactor, Flusher, Keeper, Ticker};
 use super::readers::Readers;
 use super::session::Handle;
@@ -465,6 +466,7 @@ impl Opening {
             }
             catalog.insert(table);
         }
+        state.grants.values().for_each(|grant| keys.know_grant(grant));
         let options = self.builder.options.clone();
         let engine = Arc::new(Engine {
             store: state.store.store,
@@ -487,6 +489,7 @@ impl Opening {
             moments: Arc::new(Moments::default()),
             background,
             agenda: Agenda::default(),
+            grants: Grants::default(),
             authorizer: self.builder.authorizer.clone(),
             loaded: Signal::new(),
             creating: Mutex::new(()),
@@ -525,6 +528,8 @@ impl Engine {
             self.events.event(&Event::TableShredded { table: meta.record.id });
             let forget = vec![Edit::ForgetTable { slot: meta.record.slot }];
             self.manifest.append(forget).map_err(|error| self.poison(error))?;
+            // Its key file may be half erased already. The next creation or drop finds out whose grant is needed no more.
+            self.suspect_all_grants();
         }
         let manifest = self.manifest.number();
         let live: BTreeSet<TableId> =

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! create   provider asked ─ key files written and synced ─ one manifest append ─ known
-//! drop     DROPPING in the manifest ─ key file overwritten, synced, unlinked, directory synced ─ files unlinked ─ forgotten
+//! drop     DROPPING in the manifest ─ key file overwritten, synced, unlinked, directory synced ─ files unlinked ─ forgotten ─ grant given up
 //! ```
 //! A provider that refuses leaves the directory as it was. A crash between two steps of a creation leaves key files that
 //! nobody names, which the next open sets aside; a crash within a drop is carried on by the next open.
@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::catalog::{TableState, Unreplayed};
+use super::grants::Held;
 use super::trail::Begun;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -19,8 +20,8 @@ use crate::format::FileName;
 use crate::format::keyfile::{KeyFile, KeyState};
 use crate::format::manifest::{Edit, KeyPin, TableRecord};
 use crate::io::directory::Directory;
-use crate::keys::{NewKey, Principal, TableLease};
-use crate::options::TableOptions;
+use crate::keys::{Master, NewKey, Principal, TableLease};
+use crate::options::{MasterKey, TableOptions};
 use crate::types::{Generation, Slot, TABLE_NAME_BYTES_MAX, TableId};
 use crate::version::system;
 
@@ -48,12 +49,44 @@ impl Engine {
                 return Err(Error::TableExists { name: (*name).to_owned() });
             }
         }
-        // The provider is asked for everything before anything is written.
+        // The provider is asked for everything before anything is written: who wants the tables must be allowed to use the keys, and to let
+        // the engine use them; the keys themselves are then made for the engine.
+        for (name, _) in tables {
+            self.begin_recording(TableId::from_bytes(self.random()?), name, begun);
+        }
+        let mut masters: Vec<(&MasterKey, Master)> = Vec::with_capacity(1);
+        for (_, options) in tables {
+            if masters.iter().all(|(key, _)| *key != &options.master_key) {
+                masters.push((&options.master_key, self.keys.resolve(&options.master_key, creator)?));
+            }
+        }
+        for ((_, options), begun) in tables.iter().zip(begun.iter_mut()) {
+            let master = masters.iter().find(|(key, _)| **key == options.master_key);
+            master.into_iter().for_each(|(_, master)| begun.under(master));
+        }
+        let held = self.hold_grants(masters.iter().map(|(_, master)| master), creator)?;
+        let made = self.create_under(&masters, tables, creator, begun, &held);
+        self.release_grants(held);
+        self.advance_anchor();
+        made
+    }
+
+    fn create_under(
+        &self,
+        masters: &[(&MasterKey, Master)],
+        tables: &[(&str, TableOptions)],
+        creator: &Principal,
+        begun: &[Begun],
+        held: &Held,
+    ) -> Result<Vec<Arc<TableState>>> {
         let mut drafts = Vec::with_capacity(tables.len());
         for (name, options) in tables {
-            drafts.push(self.draft(name, options, creator, begun)?);
+            let master = masters.iter().find(|(key, _)| **key == options.master_key);
+            if let (Some((_, master)), Some(begun)) = (master, begun.get(drafts.len())) {
+                drafts.push(self.draft(name, options, master, begun)?);
+            }
         }
-        let creating = self.creating.lock();
+        let _creating = self.creating.lock();
         // Nor may the store have been closed meanwhile: somebody else may have opened it.
         self.check_writable()?;
         // Somebody else may have created one of them while the provider was asked.
@@ -61,7 +94,12 @@ impl Engine {
             return Err(Error::TableExists { name: (*name).to_owned() });
         }
         let written = self.write_key_files(&mut drafts).and_then(|()| {
-            let edits = drafts.iter().map(|draft| Edit::CreateTable(Box::new(draft.record.clone()))).collect();
+            let creator = creator.to_string();
+            let mut edits: Vec<Edit> = held.edits().collect();
+            for draft in &drafts {
+                edits.push(Edit::CreateTable(Box::new(draft.record.clone())));
+                edits.push(Edit::Creator { slot: draft.record.slot, principal: creator.clone() });
+            }
             self.manifest.append(edits).map_err(|error| self.poison(error))
         });
         if let Err(error) = written {
@@ -73,6 +111,7 @@ impl Engine {
         }
         let mut made = Vec::with_capacity(drafts.len());
         for draft in drafts {
+            self.note_master_keys(draft.record.slot, Some(&draft.key_file));
             let state =
                 Arc::new(TableState::new(&draft.record, TableLease::new(draft.record.id), Unreplayed::Nothing, None));
             // The provider has just answered for this table: its first use need not ask again. If that was so long ago that
@@ -83,21 +122,13 @@ impl Engine {
             self.catalog.insert(state.clone());
             made.push(state);
         }
-        drop(creating);
-        self.advance_anchor();
         Ok(made)
     }
 
-    fn draft(&self, name: &str, options: &TableOptions, creator: &Principal, begun: &mut Vec<Begun>) -> Result<Draft> {
-        let mut id = [0; 16];
-        let mut seed = [0; 8];
-        self.env.entropy.fill(&mut id).and_then(|()| self.env.entropy.fill(&mut seed)).map_err(no_entropy)?;
-        let id = TableId::from_bytes(id);
+    fn draft(&self, name: &str, options: &TableOptions, master: &Master, begun: &Begun) -> Result<Draft> {
+        let (id, seed) = (begun.table(), self.random()?);
         let generation = Generation(1);
-        let own = self.begin_recording(id, name, begun);
-        let master = self.keys.resolve(&options.master_key, creator)?;
-        own.under(&master);
-        let key = self.keys.new_table_key(id, generation, &master, creator)?;
+        let key = self.keys.new_table_key(id, generation, master, &Principal::Service)?;
         let created_ms = self.env.clock.wall_ms();
         let slot = self.next_slot()?;
         let key_file = KeyFile {
@@ -160,6 +191,7 @@ impl Engine {
         let creating = self.creating.lock();
         self.check_writable()?;
         let table = self.catalog.named(name)?;
+        let keys = self.read_key_file(table.slot, table.id).ok();
         {
             // Nobody is inserting while the writer's lock is held, and nobody finds the table afterwards. Nor is a flush or a
             // compaction being installed: its edits behind this one would be about files that are not there.
@@ -186,9 +218,21 @@ impl Engine {
             let _ = self.dir.remove(&file.path());
         }
         self.manifest.append(vec![Edit::ForgetTable { slot: table.slot }]).map_err(|error| self.poison(error))?;
+        self.note_master_keys(table.slot, None);
         drop(creating);
+        match keys {
+            Some(keys) => self.suspect_grants(&keys),
+            None => self.suspect_all_grants(),
+        }
+        self.end_idle_grants();
         self.advance_anchor();
         Ok(())
+    }
+
+    fn random<const N: usize>(&self) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.env.entropy.fill(&mut bytes).map_err(|error| Error::io("draw", "random bytes", error))?;
+        Ok(bytes)
     }
 
     fn next_slot(&self) -> Result<Slot> {
@@ -227,8 +271,4 @@ fn check_name(name: &str) -> Result<()> {
         return Err(Error::LimitExceeded { what: "length of a table name in bytes", limit, actual });
     }
     Ok(())
-}
-
-fn no_entropy(error: std::io::Error) -> Error {
-    Error::io("draw", "random bytes", error)
 }

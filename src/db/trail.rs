@@ -18,6 +18,11 @@ pub(super) struct Begun {
 }
 
 impl Begun {
+    /// Its id.
+    pub(super) fn table(&self) -> TableId {
+        self.table
+    }
+
     /// It will be under this master key.
     pub(super) fn under(&mut self, master: &Master) {
         self.master_key_arn = (master.kind != MasterKind::Owned).then(|| master.arn.clone());
@@ -59,13 +64,11 @@ impl Handle {
 
 impl Engine {
     /// A table gets this id: from now on its name can be shown beside it.
-    pub(super) fn begin_recording<'a>(&self, table: TableId, name: &str, begun: &'a mut Vec<Begun>) -> &'a mut Begun {
+    pub(super) fn begin_recording(&self, table: TableId, name: &str, begun: &mut Vec<Begun>) {
         if let Some(trail) = self.keys.trail() {
             trail.name_table(table, name);
         }
         begun.push(Begun { table, master_key_arn: None });
-        let last = begun.len() - 1;
-        &mut begun[last]
     }
 
     /// Have the manifest say how far the trail has come, if it is time to or `at_once`.

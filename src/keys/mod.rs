@@ -33,10 +33,13 @@ pub mod trail;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use parking_lot::RwLock;
 
 #[cfg(feature = "aws-kms")]
 pub use self::aws::AwsKms;
@@ -53,14 +56,28 @@ pub use self::pkcs11::{Pin, Pkcs11Provider};
 pub use self::provider::*;
 pub(crate) use self::system::SystemKeys;
 use self::time::StoreTime;
-use self::trail::{Call, Managed, Owned, Trail};
+use self::trail::{Call, Managed, Owned, Retire, Trail};
 use crate::crypto::TableKey;
 use crate::error::{Error, ProviderError, ProviderReason, Result};
 use crate::event::{Event, EventSink};
 use crate::format::keyfile::{KeyFile, MasterKind, Wrap};
+use crate::format::manifest::GrantRecord;
 use crate::io::{Clock, Environment, Scheduler, Tick, Vfs};
 use crate::options::MasterKey;
 use crate::types::{Generation, StoreId, TableId};
+
+/// Names the store in every encryption context.
+const STORE_CONTEXT: &str = "strongroom:store";
+/// What the service needs of a table's master key.
+const GRANT_OPERATIONS: [GrantOperation; 7] = [
+    GrantOperation::DescribeKey,
+    GrantOperation::GenerateDataKey,
+    GrantOperation::Decrypt,
+    GrantOperation::Encrypt,
+    GrantOperation::ReEncryptFrom,
+    GrantOperation::ReEncryptTo,
+    GrantOperation::RetireGrant,
+];
 
 /// A store's access to its key providers.
 #[derive(Debug)]
@@ -73,6 +90,8 @@ pub(crate) struct KeyBroker {
     time: StoreTime,
     permit: Duration,
     stale: Duration,
+    /// Tokens of the service's grants, by the ARN of the key.
+    grant_tokens: RwLock<BTreeMap<String, String>>,
     events: Option<Arc<dyn EventSink>>,
     /// Where requests are recorded; empty if they are not, and until the system key is there, which is an owned key's and not recorded.
     trail: OnceLock<Trail>,
@@ -114,6 +133,7 @@ impl KeyBroker {
             time: StoreTime::new(environment.clock.clone()),
             permit,
             stale: Duration::ZERO,
+            grant_tokens: RwLock::default(),
             events,
             trail: OnceLock::new(),
         }
@@ -183,6 +203,50 @@ impl KeyBroker {
         Err(refused(ProviderError::new(reason, format!("{} is {:?}", described.arn, described.state))))
     }
 
+    /// See to it that the service may use a master key, as `creator`. `None` from a provider that has no grants. Asks the provider; no lock may be held.
+    ///
+    /// # Errors
+    /// [`Error::MasterKeyUnavailable`] with the provider's reason, also if `creator` may not grant that.
+    pub(crate) fn create_grant(&self, master: &Master, creator: &Principal) -> Result<Option<Grant>> {
+        let refused = |source| Error::MasterKeyUnavailable { key: master.arn.clone(), source };
+        let store = EncryptionContext::from_pairs([(STORE_CONTEXT, self.store.to_string())]).map_err(refused)?;
+        let operations = GRANT_OPERATIONS.to_vec();
+        let mut request = CreateGrantRequest::new(master.arn.clone(), Principal::Service, operations, creator.clone());
+        request.retiring_principal = Some(Principal::Service);
+        request.constraint = Some(GrantConstraint::Contains(store));
+        request.name = Some(format!("strongroom:{}", self.store));
+        match self.ask(master.kind, &request) {
+            Ok(grant) if grant.key_arn == master.arn => Ok(Some(grant)),
+            Ok(grant) => Err(refused(other_key(&grant.key_arn))),
+            Err(source) if source.reason == ProviderReason::Unsupported => Ok(None),
+            Err(source) => Err(refused(source)),
+        }
+    }
+
+    /// Give a grant up, as the service, to whom it was given. Asks the provider; no lock may be held.
+    pub(crate) fn retire_grant(&self, grant: &GrantRecord) -> ProviderResult<()> {
+        let request = EndGrantRequest::new(grant.key_arn.clone(), grant.grant_id.clone(), Principal::Service);
+        self.ask(grant.master, &Retire(&request))
+    }
+
+    /// Send a grant's token along from now on.
+    pub(crate) fn know_grant(&self, grant: &GrantRecord) {
+        self.grant_tokens.write().insert(grant.key_arn.clone(), grant.token.clone());
+    }
+
+    /// Send it along no longer.
+    pub(crate) fn forget_grant(&self, key_arn: &str) {
+        self.grant_tokens.write().remove(key_arn);
+    }
+
+    /// What shows the provider that a principal has a grant for this key. Only the service has.
+    fn grant_tokens(&self, key_arn: &str, principal: &Principal) -> Vec<String> {
+        match principal {
+            Principal::Service => self.grant_tokens.read().get(key_arn).cloned().into_iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// A new key for a generation of a table, made by the provider of `master`. No lock may be held.
     ///
     /// # Errors
@@ -195,7 +259,8 @@ impl KeyBroker {
         principal: &Principal,
     ) -> Result<NewKey> {
         let context = self.context(table, generation).map_err(|source| Error::KeyUnavailable { table, source })?;
-        let request = GenerateDataKeyRequest::new(master.arn.clone(), context.clone(), principal.clone());
+        let mut request = GenerateDataKeyRequest::new(master.arn.clone(), context.clone(), principal.clone());
+        request.grant_tokens = self.grant_tokens(&master.arn, principal);
         let sent = self.time.advance();
         let made = self
             .ask(master.kind, &request)
@@ -349,7 +414,8 @@ impl KeyBroker {
     ) -> Result<(TableKey, Lifetime)> {
         let context = EncryptionContext::from_pairs(wrap.context.iter().cloned())
             .map_err(|source| Error::KeyUnavailable { table, source })?;
-        let request = DecryptRequest::new(wrap.key_arn.clone(), wrap.wrapped.clone(), context, principal.clone());
+        let mut request = DecryptRequest::new(wrap.key_arn.clone(), wrap.wrapped.clone(), context, principal.clone());
+        request.grant_tokens = self.grant_tokens(&wrap.key_arn, principal);
         let opened = self.ask(kind, &request).map_err(|source| match source.reason {
             ProviderReason::InvalidCiphertext => tampered(table, "the provider does not recognise the wrapped key"),
             _ => Error::KeyUnavailable { table, source },
@@ -372,7 +438,7 @@ impl KeyBroker {
         let purpose = if table == TableId::SYSTEM { "system key" } else { "table key" };
         EncryptionContext::from_pairs([
             ("strongroom:purpose", purpose.to_owned()),
-            ("strongroom:store", self.store.to_string()),
+            (STORE_CONTEXT, self.store.to_string()),
             ("strongroom:table", table.to_string()),
             ("strongroom:generation", generation.to_string()),
         ])

@@ -56,6 +56,7 @@ fn scene_in(simulation: &Simulation, scheduler: Option<Arc<dyn Scheduler>>) -> S
     let store = StoreId::from_bytes([1; 16]);
     let broker = KeyBroker::new(store, Arc::new(provider.clone()), None, &environment, PERMIT, Some(told.clone()));
     let master = broker.resolve(&MasterKey::customer("alias/ratings"), &Principal::Owner).unwrap();
+    broker.create_grant(&master, &Principal::Owner).unwrap();
     let new = broker.new_table_key(TABLE, Generation(1), &master, &Principal::Service).unwrap();
     Scene {
         clock: simulation.clock.clone(),

@@ -3,52 +3,14 @@
 //! Everything runs in simulated time; the provider is the real local one, behind a counter.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use strongroom::event::{Event, EventSink};
 use strongroom::io::sim::Simulation;
 use strongroom::io::{Clock, Vfs};
-use strongroom::keys::{
-    DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EngineKeyRequest, GenerateDataKeyRequest, GeneratedDataKey,
-    KeyDescription, ProviderDescription, ProviderResult,
-};
-use strongroom::{ErrorKind, KeyProvider, LocalKms, MasterKey, Store, Table, TableOptions};
-
-/// The local provider, counting unwraps.
-#[derive(Debug)]
-struct Counting {
-    kms: LocalKms,
-    unwraps: AtomicUsize,
-}
-
-impl KeyProvider for Counting {
-    fn describe(&self) -> ProviderDescription {
-        self.kms.describe()
-    }
-
-    fn describe_key(&self, request: &DescribeKeyRequest) -> ProviderResult<KeyDescription> {
-        self.kms.describe_key(request)
-    }
-
-    fn generate_data_key(&self, request: &GenerateDataKeyRequest) -> ProviderResult<GeneratedDataKey> {
-        self.kms.generate_data_key(request)
-    }
-
-    fn decrypt(&self, request: &DecryptRequest) -> ProviderResult<DecryptedDataKey> {
-        self.unwraps.fetch_add(1, Ordering::Relaxed);
-        self.kms.decrypt(request)
-    }
-
-    fn managed_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
-        self.kms.managed_key(request)
-    }
-
-    fn owned_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
-        self.kms.owned_key(request)
-    }
-}
+use strongroom::keys::faulty::{FaultyProvider, Operation};
+use strongroom::{ErrorKind, LocalKms, MasterKey, Store, Table, TableOptions};
 
 #[derive(Debug, Default)]
 struct Heard(Mutex<Vec<Event>>);
@@ -61,7 +23,8 @@ impl EventSink for Heard {
 
 struct World {
     simulation: Simulation,
-    provider: Arc<Counting>,
+    kms: LocalKms,
+    provider: FaultyProvider,
     heard: Arc<Heard>,
     store: Store,
     table: Table,
@@ -72,18 +35,18 @@ impl World {
         let simulation = Simulation::new(11);
         let kms = LocalKms::in_memory(simulation.environment()).unwrap();
         kms.create_key(Some("alias/tenant"), "a tenant's").unwrap();
-        let provider = Arc::new(Counting { kms, unwraps: AtomicUsize::new(0) });
+        let provider = FaultyProvider::new(kms.clone()).in_environment(&simulation.environment());
         let heard = Arc::new(Heard::default());
         let store = Store::builder("/store")
             .environment(simulation.environment())
-            .shared_key_provider(provider.clone())
+            .key_provider(provider.clone())
             .events(heard.clone())
             .create()
             .unwrap();
         let options = TableOptions::new().master_key(MasterKey::customer("alias/tenant"));
         let table = store.create_table("tenant", options).unwrap();
         table.put("k", "v").unwrap();
-        World { simulation, provider, heard, store, table }
+        World { simulation, kms, provider, heard, store, table }
     }
 
     /// Let time pass as it does for a running store: its background tasks see every step of it.
@@ -97,8 +60,8 @@ impl World {
         }
     }
 
-    fn unwraps(&self) -> usize {
-        self.provider.unwraps.load(Ordering::Relaxed)
+    fn unwraps(&self) -> u64 {
+        self.provider.count(Operation::Decrypt)
     }
 
     fn purged(&self) -> bool {
@@ -126,7 +89,7 @@ fn a_disabled_key_ends_access_within_five_minutes_and_comes_back_with_its_data()
     // A tenant who disables a key must be able to rely on it; and nothing acknowledged may be lost by it.
     let world = World::new();
     let other = world.store.create_table("other", TableOptions::new()).unwrap();
-    world.provider.kms.disable("alias/tenant").unwrap();
+    world.kms.disable("alias/tenant").unwrap();
     let mut refused_after = None;
     let begin = world.simulation.clock.tick();
     world.pass(Duration::from_secs(301), || {
@@ -141,7 +104,7 @@ fn a_disabled_key_ends_access_within_five_minutes_and_comes_back_with_its_data()
     assert!(world.table.iter().next().unwrap().is_err());
     assert_eq!(other.get("k").unwrap().as_deref(), Some(&b"v"[..]), "nobody else notices");
 
-    world.provider.kms.enable("alias/tenant").unwrap();
+    world.kms.enable("alias/tenant").unwrap();
     // For so long a refusal is shared.
     world.pass(Duration::from_secs(1), || {});
     assert_eq!(world.table.get("k").unwrap().as_deref(), Some(&b"v"[..]));
@@ -171,7 +134,7 @@ fn a_cursor_checks_its_permit_at_every_step() {
     }
     let mut cursor = world.table.cursor().unwrap();
     assert!(cursor.first().unwrap().is_some());
-    world.provider.kms.disable("alias/tenant").unwrap();
+    world.kms.disable("alias/tenant").unwrap();
     world.pass(Duration::from_secs(301), || {});
     assert_eq!(cursor.next().unwrap_err().kind(), ErrorKind::KeyUnavailable);
 }
@@ -180,7 +143,7 @@ fn a_cursor_checks_its_permit_at_every_step() {
 fn a_wall_clock_that_runs_ahead_ends_all_permits() {
     // A machine that was asleep without its boot clock knowing it must not use keys that were revoked meanwhile.
     let world = World::new();
-    world.provider.kms.disable("alias/tenant").unwrap();
+    world.kms.disable("alias/tenant").unwrap();
     world.pass(Duration::from_secs(1), || assert!(world.table.get("k").unwrap().is_some()));
     world.simulation.clock.set_wall_ms(world.simulation.clock.wall_ms() + 3_600_000);
     world.pass(Duration::from_secs(1), || {});
@@ -190,7 +153,7 @@ fn a_wall_clock_that_runs_ahead_ends_all_permits() {
 #[test]
 fn a_refused_table_leaves_the_directory_as_it_was() {
     let world = World::new();
-    world.provider.kms.disable("alias/tenant").unwrap();
+    world.kms.disable("alias/tenant").unwrap();
     world.pass(Duration::from_secs(1), || {});
     let before = world.simulation.vfs.snapshot();
     let options = TableOptions::new().master_key(MasterKey::customer("alias/tenant"));

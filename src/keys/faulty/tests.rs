@@ -33,6 +33,12 @@ impl Scene {
         self.faulty.generate_data_key(&request)
     }
 
+    fn let_the_service_decrypt(&self) {
+        let operations = vec![GrantOperation::Decrypt];
+        let request = CreateGrantRequest::new(self.mine.clone(), Principal::Service, operations, Principal::Owner);
+        self.faulty.create_grant(&request).unwrap();
+    }
+
     fn decrypt(&self, made: &GeneratedDataKey, principal: Principal) -> ProviderResult<DecryptedDataKey> {
         self.faulty.decrypt(&DecryptRequest::new(
             made.key_arn.clone(),
@@ -62,7 +68,7 @@ fn without_a_rule_it_is_the_provider_beneath_in_every_operation() {
             scene.context.clone(),
             scene.theirs.clone(),
             scene.context.clone(),
-            Principal::Service,
+            Principal::Owner,
         ))
         .unwrap();
     assert_eq!(moved.key_arn, scene.theirs);
@@ -80,6 +86,7 @@ fn without_a_rule_it_is_the_provider_beneath_in_every_operation() {
 fn a_rule_befalls_the_requests_that_it_names_and_no_others() {
     let scene = scene();
     let made = scene.generate().unwrap();
+    scene.let_the_service_decrypt();
     let denied = Rule::on(Operation::Decrypt).principal(Principal::Service).key(&*scene.mine).nth(2);
     scene.faulty.inject(denied.fail(ProviderReason::Denied));
     for (principal, refused) in [

@@ -205,9 +205,10 @@ impl KeyPolicy {
         KeyPolicy { statements: statements.into_iter().collect() }
     }
 
-    /// The policy that a customer's key is made with.
+    /// The policy that a customer's key is made with: the owner may do everything, and nobody else anything. The engine's own work goes on under
+    /// a grant, which the store asks for when a table is created.
     pub fn default_policy() -> KeyPolicy {
-        KeyPolicy::before_grants()
+        KeyPolicy::new([PolicyStatement::allow([Principal::Owner], KeyOperation::ALL)])
     }
 
     /// The policy of keys that were made before there were grants: the engine's own work must go on without one.
@@ -222,16 +223,22 @@ impl KeyPolicy {
             // Everybody's key, in whose state nobody has a say.
             KeyManager::Managed => KeyPolicy::new([
                 PolicyStatement::allow([PolicyPrincipal::Everyone], KeyOperation::DATA_KEYS),
+                // Whoever creates a table lets the engine look after it.
+                PolicyStatement::allow([PolicyPrincipal::Everyone], [KeyOperation::CreateGrant]),
+                PolicyStatement::allow(
+                    [Principal::Owner, Principal::Service],
+                    [KeyOperation::RetireGrant, KeyOperation::RevokeGrant],
+                ),
+            ]),
+            // It is the store's own: whoever has a session may use tables under it, so that the key of a table decides about its users only where
+            // somebody chose one.
+            KeyManager::Owned => KeyPolicy::new([
+                PolicyStatement::allow([PolicyPrincipal::Everyone], KeyOperation::DATA_KEYS),
                 PolicyStatement::allow(
                     [Principal::Owner, Principal::Service],
                     [KeyOperation::CreateGrant, KeyOperation::RetireGrant, KeyOperation::RevokeGrant],
                 ),
             ]),
-            // Nobody but the engine and who opened the store knows that it is there.
-            KeyManager::Owned => KeyPolicy::new([PolicyStatement::allow(
-                [Principal::Owner, Principal::Service],
-                KeyOperation::ALL.into_iter().filter(|&operation| operation != KeyOperation::Manage),
-            )]),
         }
     }
 

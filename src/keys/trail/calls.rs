@@ -50,7 +50,6 @@ impl<'a> Shown<'a> {
 pub(in crate::keys) struct Managed<'a>(pub(in crate::keys) &'a EngineKeyRequest);
 /// Asks for the key under [`OWNED_ALIAS`].
 pub(in crate::keys) struct Owned<'a>(pub(in crate::keys) &'a EngineKeyRequest);
-#[allow(dead_code, reason = "for tables that are dropped")]
 /// Gives a grant up.
 pub(in crate::keys) struct Retire<'a>(pub(in crate::keys) &'a EndGrantRequest);
 #[allow(dead_code, reason = "for tables that are dropped")]
