@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use strongroom::keys::{
-    DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EngineKeyRequest, GenerateDataKeyRequest, GeneratedDataKey,
-    KeyDescription, ProviderDescription, ProviderResult,
+    CreateGrantRequest, DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EndGrantRequest, EngineKeyRequest,
+    GenerateDataKeyRequest, GeneratedDataKey, Grant, KeyDescription, ProviderDescription, ProviderResult,
 };
 use strongroom::{Builder, KeyProvider, LocalKms, Store, TableOptions, Unlock};
 use tempfile::TempDir;
@@ -65,6 +65,14 @@ impl KeyProvider for Counting {
 
     fn owned_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
         self.counted(self.kms.owned_key(request))
+    }
+
+    fn create_grant(&self, request: &CreateGrantRequest) -> ProviderResult<Grant> {
+        self.counted(self.kms.create_grant(request))
+    }
+
+    fn retire_grant(&self, request: &EndGrantRequest) -> ProviderResult<()> {
+        self.counted(self.kms.retire_grant(request))
     }
 }
 

@@ -575,11 +575,6 @@ impl TableLease {
         self.requests.lock().refused.as_ref().map(|refusal| refusal.source.clone())
     }
 
-    /// Whether it was the service who was refused, so that only an unwrap of the service's brings the table back.
-    pub(crate) fn service_refused(&self) -> bool {
-        self.requests.lock().refused.as_ref().is_some_and(|refusal| refusal.of_service)
-    }
-
     /// What there is to tell. To be asked after each call that may have changed a permit.
     pub(crate) fn take_news(&self) -> Vec<(Principal, News)> {
         std::mem::take(&mut self.requests.lock().news)

@@ -309,13 +309,7 @@ impl KeyBroker {
         permit: &Arc<Permit>,
         record: &dyn Fn() -> Result<KeyFile>,
     ) -> Result<Arc<KeySet>> {
-        let mut outcome = Ok(());
-        if lease.service_refused() {
-            // A table that its engine may not look after is not to be had, whatever this principal may.
-            let service = lease.permit(&Principal::Service);
-            outcome = lease.acquire(&service, self.terms(), &self.asking(lease, &service, record)).map(drop);
-        }
-        let keys = outcome.and_then(|()| lease.acquire(permit, self.terms(), &self.asking(lease, permit, record)));
+        let keys = lease.acquire(permit, self.terms(), &self.asking(lease, permit, record));
         self.tell_news(lease);
         keys
     }

@@ -13,8 +13,8 @@ use strongroom::io::fault::{FaultVfs, Operation, Rule};
 use strongroom::io::sim::Simulation;
 use strongroom::io::{Clock, Environment, Vfs};
 use strongroom::keys::{
-    DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EngineKeyRequest, GenerateDataKeyRequest, GeneratedDataKey,
-    KeyDescription, ProviderDescription, ProviderResult,
+    CreateGrantRequest, DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EndGrantRequest, EngineKeyRequest,
+    GenerateDataKeyRequest, GeneratedDataKey, Grant, KeyDescription, ProviderDescription, ProviderResult,
 };
 use strongroom::{Durability, ErrorKind, KeyProvider, LocalKms, MasterKey, Store, StoreOptions, TableOptions};
 
@@ -73,6 +73,14 @@ impl KeyProvider for Hooked {
 
     fn owned_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
         self.kms.owned_key(request)
+    }
+
+    fn create_grant(&self, request: &CreateGrantRequest) -> ProviderResult<Grant> {
+        self.kms.create_grant(request)
+    }
+
+    fn retire_grant(&self, request: &EndGrantRequest) -> ProviderResult<()> {
+        self.kms.retire_grant(request)
     }
 }
 

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use strongroom::keys::{
-    DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EncryptionContext, EngineKeyRequest, GenerateDataKeyRequest,
-    GeneratedDataKey, KeyDescription, MANAGED_ALIAS, OWNED_ALIAS, Principal, ProviderDescription, ProviderResult,
+    CreateGrantRequest, DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EncryptionContext, EndGrantRequest,
+    EngineKeyRequest, GenerateDataKeyRequest, GeneratedDataKey, Grant, KeyDescription, MANAGED_ALIAS, OWNED_ALIAS,
+    Principal, ProviderDescription, ProviderResult,
 };
 use strongroom::{ErrorKind, KeyProvider, LocalKms, MasterKey, SseStatus, SseType, TableOptions, TableStatus};
 
@@ -53,6 +54,14 @@ impl KeyProvider for Remembering {
 
     fn owned_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
         self.kms.owned_key(request)
+    }
+
+    fn create_grant(&self, request: &CreateGrantRequest) -> ProviderResult<Grant> {
+        self.kms.create_grant(request)
+    }
+
+    fn retire_grant(&self, request: &EndGrantRequest) -> ProviderResult<()> {
+        self.kms.retire_grant(request)
     }
 }
 
