@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use strongroom::keys::trail::Day;
 
 use crate::kms::args::Kms;
 
@@ -52,6 +53,15 @@ pub struct Place {
     /// Open the keyring with the key in this file, 32 bytes or 64 hexadecimal digits, instead of a passphrase
     #[arg(long, global = true, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
+    /// Record every use of a managed or customer key, and calls of tables, in this folder outside the store
+    #[arg(long, global = true, value_name = "FOLDER")]
+    pub trail: Option<PathBuf>,
+    /// Show tables' names in the trail, beside their ids; it lies in clear
+    #[arg(long, global = true, requires = "trail")]
+    pub trail_names: bool,
+    /// Use no key whose use could not be recorded in the trail
+    #[arg(long, global = true, requires = "trail")]
+    pub trail_required: bool,
 }
 
 #[derive(Subcommand)]
@@ -93,8 +103,60 @@ pub enum Command {
     Scrub,
     /// Describe one file of a store, frame by frame; never shows a value
     Dump(Dump),
+    /// Read, count and check the audit trail in the folder that --trail names
+    Trail(Trail),
     /// Try it all on a folder of yours: import, read back, compare, search the store for plaintext
     Demo(Demo),
+}
+
+#[derive(Args)]
+pub struct Trail {
+    #[command(subcommand)]
+    pub command: TrailCommand,
+    /// Print one JSON object to a line: calls as they stand in the trail
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum TrailCommand {
+    /// All calls of a day, in the order of time
+    Calls {
+        /// The day, in UTC
+        #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
+        day: Day,
+        /// Only calls of tables, or only requests for keys
+        #[arg(long, value_enum)]
+        source: Option<TrailSource>,
+    },
+    /// Requests for keys that the store made for a table, in the order of time
+    Table {
+        /// Its id; or its name, if the trail shows names or the store can be opened
+        table: String,
+    },
+    /// How many calls there were of each kind
+    Count {
+        /// Only of this day, in UTC
+        #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
+        day: Option<Day>,
+    },
+    /// Which tables use a master key, by the trail, and by the store if it can be opened
+    Key {
+        /// ARN, id or alias
+        key: String,
+    },
+    /// Check that no record is missing, altered, moved or repeated
+    Verify,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TrailSource {
+    Tables,
+    Keys,
+}
+
+fn day(text: &str) -> Result<Day, &'static str> {
+    Day::parse(text).ok_or("there is no such day; write it as YYYY-MM-DD")
 }
 
 #[derive(Args)]

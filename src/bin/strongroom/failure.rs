@@ -45,6 +45,8 @@ pub enum Failure {
     OverLimit { what: String, advice: &'static str },
     /// `verify` or `scrub` found these; they have been printed.
     Damages(Vec<Error>),
+    /// `trail verify` found so many; they have been printed.
+    TrailDamaged(usize),
     /// The demonstration found that the engine does not keep its word.
     BrokenPromise { what: String },
     /// Whoever read our output has had enough.
@@ -91,6 +93,8 @@ impl Failure {
             Failure::File { what, source } => format!("{what}: {source}"),
             Failure::Damages(damages) if damages.len() == 1 => "1 place is damaged".to_string(),
             Failure::Damages(damages) => format!("{} places are damaged", damages.len()),
+            Failure::TrailDamaged(1) => "1 place of the trail is not as the store wrote it".to_string(),
+            Failure::TrailDamaged(count) => format!("{count} places of the trail are not as the store wrote them"),
             Failure::BrokenPromise { what } => what.clone(),
             Failure::ReaderLeft => String::new(),
         }
@@ -110,6 +114,7 @@ impl Failure {
                 _ => Some("see the operating system's reason"),
             },
             Failure::Damages(damages) => worst(damages).map(Error::advice),
+            Failure::TrailDamaged(_) => Some("keep a copy of the folder, and find out who can write there"),
             Failure::BrokenPromise { .. } => Some("keep the store and report this: it must not happen"),
             Failure::KeyMissing | Failure::ReaderLeft => None,
         }
@@ -128,6 +133,7 @@ impl Failure {
             Failure::Exists { .. } => EXISTS,
             Failure::OverLimit { .. } => OVER_LIMIT,
             Failure::Damages(damages) => worst(damages).map_or(DAMAGE, |error| code_of(error.kind())),
+            Failure::TrailDamaged(_) => TAMPERING,
             Failure::BrokenPromise { .. } => BROKEN_PROMISE,
             Failure::ReaderLeft => 0,
         }

@@ -11,6 +11,7 @@
 //!      ├─ folder     a folder tree in and out of a table       tree       walking folders, safe paths
 //!      ├─ lines      JSON lines in and out of a table
 //!      ├─ check      verify, scrub, dump
+//!      ├─ trail      what the audit trail says
 //!      └─ demo       the whole promise in one command          plaintext  searching files for canaries
 //!                                    progress, parallel, output: what the commands above share
 //! ```
@@ -39,6 +40,7 @@ mod progress;
 mod secrets;
 mod session;
 mod tables;
+mod trail;
 mod tree;
 
 use std::process::ExitCode;
@@ -82,6 +84,7 @@ fn run(Cli { place, command }: Cli) -> Result<()> {
         Command::Verify => check::verify(&place),
         Command::Scrub => check::scrub(&place),
         Command::Dump(args) => check::dump(&place, args),
+        Command::Trail(args) => trail::run(&place, args),
         Command::Demo(args) => demo::run(&place, args),
     }
 }

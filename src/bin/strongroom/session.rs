@@ -4,8 +4,10 @@ use std::env;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
-use strongroom::{Error, LocalKms, Store, Table};
+use strongroom::keys::trail::JsonLinesTrail;
+use strongroom::{Builder, Error, LocalKms, Store, Table, TrailOptions};
 
 use crate::args::Place;
 use crate::failure::{Failure, Result};
@@ -21,7 +23,7 @@ pub fn init(place: &Place) -> Result<()> {
     let secret = Secret::obtain(place, keyring_is_new)?;
     let kms =
         if keyring_is_new { create_keyring(&keyring_path, &secret)? } else { open_keyring(&keyring_path, &secret)? };
-    let store = Store::builder(store_path).key_provider(kms).create()?;
+    let store = builder(place, store_path, kms).create()?;
     let id = store.id();
     store.close()?;
     line(format_args!("created store {id} in {}", store_path.display()))?;
@@ -35,7 +37,24 @@ pub fn init(place: &Place) -> Result<()> {
 /// Open the store that the options name.
 pub fn open(place: &Place) -> Result<Store> {
     let store_path = existing_store(place)?;
-    Ok(Store::builder(store_path).key_provider(keyring(place)?).open()?)
+    Ok(builder(place, store_path, keyring(place)?).open()?)
+}
+
+/// Settings of the store at `path`, with the trail that the options name.
+fn builder(place: &Place, path: &Path, kms: LocalKms) -> Builder {
+    let builder = Store::builder(path).key_provider(kms);
+    match &place.trail {
+        None => builder,
+        Some(folder) => {
+            let options = TrailOptions::new().required(place.trail_required).table_names(place.trail_names);
+            builder.trail(Arc::new(JsonLinesTrail::new(folder)), options)
+        }
+    }
+}
+
+/// Look at the store that the options name, without a word in the trail.
+pub fn look(place: &Place) -> Result<Store> {
+    Ok(Store::builder(existing_store(place)?).key_provider(keyring(place)?).open()?)
 }
 
 /// Open the store, let `work` use one of its tables, and close it: a clean close makes all of it durable.

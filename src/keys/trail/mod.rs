@@ -8,7 +8,8 @@
 //!
 //! record.rs    a record, and the text that it is written as        calls.rs     what a record shows of which request
 //! chain.rs     what makes a missing or altered record show         calendar.rs  days
-//! lines.rs     the sink that writes files                          reader.rs    reads them        verify.rs   checks them
+//! lines.rs     the sink that writes files                          reader.rs    reads them
+//! verify.rs    checks them                                         uses.rs      which tables use a key, by the trail
 //! ```
 //! Off by default, and then it costs the broker one comparison per request to a provider, and nothing per operation.
 //!
@@ -36,6 +37,8 @@ mod lines;
 mod reader;
 mod record;
 #[cfg(feature = "trail")]
+mod uses;
+#[cfg(feature = "trail")]
 mod verify;
 
 #[cfg(test)]
@@ -62,6 +65,8 @@ pub use self::lines::JsonLinesTrail;
 #[cfg(feature = "trail")]
 pub use self::reader::{TrailEntry, TrailFile, TrailFolder};
 pub use self::record::{ENGINE, KMS, PROGRAM, TrailIdentity, TrailLink, TrailRecord, TrailResource, TrailValue};
+#[cfg(feature = "trail")]
+pub use self::uses::KeyUse;
 #[cfg(feature = "trail")]
 pub use self::verify::{TrailDamage, TrailFault, TrailReport};
 use super::lease::KeySet;
