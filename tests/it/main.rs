@@ -30,4 +30,6 @@ mod tamper;
 mod threads;
 #[cfg(feature = "trail")]
 mod trail;
+#[cfg(feature = "cli")]
+mod trail_queries;
 mod world;
