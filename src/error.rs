@@ -188,6 +188,36 @@ pub enum Error {
         /// The dropped table.
         table: TableId,
     },
+    /// The keys of the table are being changed by another call.
+    #[error("the keys of table {name:?} are being changed already")]
+    TableUpdating {
+        /// The table's name.
+        name: String,
+    },
+    /// The table's master key was changed as often as the store allows.
+    #[error(
+        "the master key of table {name:?} was changed {changes} times within 24 hours, the limit is {limit}; the next change may be made in {wait_ms} ms"
+    )]
+    KeyChangesExceeded {
+        /// The table's name.
+        name: String,
+        /// How many changes the store allows in 24 hours.
+        limit: u32,
+        /// How many there were, counted as the limit is.
+        changes: u32,
+        /// How long until the next one is allowed, in milliseconds.
+        wait_ms: u64,
+    },
+    /// A master key cannot be destroyed with a table, because something else depends on it.
+    #[error("master key {key_arn} is also used by {users}, so it is not destroyed with table {name:?}")]
+    MasterKeyShared {
+        /// The table that was to be shredded.
+        name: String,
+        /// The master key.
+        key_arn: String,
+        /// What else is wrapped under it.
+        users: String,
+    },
     /// An argument cannot be meant so.
     #[error("{what}: {detail}")]
     InvalidArgument {
@@ -238,6 +268,8 @@ pub enum ErrorKind {
     NotFound,
     /// What was to be created exists.
     AlreadyExists,
+    /// Somebody else is at it, or depends on it.
+    Busy,
     /// The call itself is wrong.
     InvalidArgument,
     /// The handle outlived what it stood for.
@@ -260,7 +292,8 @@ impl Error {
                 ErrorKind::KeyUnavailable
             }
             Error::SessionRefused { .. } | Error::AccessDenied { .. } => ErrorKind::AccessDenied,
-            Error::LimitExceeded { .. } => ErrorKind::LimitExceeded,
+            Error::LimitExceeded { .. } | Error::KeyChangesExceeded { .. } => ErrorKind::LimitExceeded,
+            Error::TableUpdating { .. } | Error::MasterKeyShared { .. } => ErrorKind::Busy,
             Error::Poisoned { .. } => ErrorKind::Poisoned,
             Error::Io { .. } => ErrorKind::Io,
             Error::NotAStore { .. } | Error::TableNotFound { .. } => ErrorKind::NotFound,
@@ -291,7 +324,8 @@ impl Error {
                 "see the provider's reason; the data is safe and the table answers again once its key does"
             }
             ErrorKind::AccessDenied => "use a session that may; nothing was changed, and the provider was not asked",
-            ErrorKind::LimitExceeded => "split what you write; nothing was written",
+            ErrorKind::LimitExceeded => "ask for less, or later; nothing was written",
+            ErrorKind::Busy => "wait until the other is done, then try again; nothing was changed",
             ErrorKind::Poisoned => "find out why the write failed, then close and reopen the store",
             ErrorKind::Io => {
                 "see the operating system's reason; free space, permissions and descriptors are the usual ones"

@@ -6,7 +6,7 @@
 
 use std::fmt::Debug;
 
-use crate::error::ProviderError;
+use crate::error::{ErrorKind, ProviderError};
 use crate::types::{Generation, TableId};
 
 /// Takes events. The store calls it from whichever thread something happened on.
@@ -89,6 +89,29 @@ pub enum Event {
         lost: u64,
         /// What kept this one from being recorded.
         reason: String,
+    },
+    /// A table's key was wrapped anew, or got a new generation: durable, and in force.
+    TableRekeyed {
+        /// The table, or [`TableId::SYSTEM`].
+        table: TableId,
+        /// The generation that is sealed under from now on.
+        generation: Generation,
+    },
+    /// Nothing in the store is sealed under some generations of a key any more, and their wraps have been erased durably.
+    GenerationsErased {
+        /// The table, or [`TableId::SYSTEM`].
+        table: TableId,
+        /// The oldest generation that is left.
+        oldest: Generation,
+    },
+    /// A rotation that was due could not be begun, or its work could not go on. It is tried again.
+    RotationFailed {
+        /// The table, or [`TableId::SYSTEM`].
+        table: TableId,
+        /// Why.
+        kind: ErrorKind,
+        /// Why, in words.
+        message: String,
     },
     /// Writers are being slowed down because flushes or compaction cannot keep up.
     StallBegan,

@@ -68,8 +68,9 @@ mod version;
 mod wal;
 
 pub use db::{
-    AccessKeys, AccessRequest, Action, Anchor, Authorizer, Batch, Builder, Cursor, EntryRef, EpochAnchor, Keys, Range,
-    RecoveryReport, Snapshot, SseDescription, SseStatus, SseType, Store, Table, TableDescription, TableStatus,
+    AccessKeys, AccessRequest, Action, Anchor, Authorizer, Batch, Builder, Cursor, Delay, EntryRef, EpochAnchor,
+    GenerationReport, KeyChange, KeyReport, Keys, Range, RecoveryReport, RewrapReport, Rotation, RotationProgress,
+    SealedBytes, Snapshot, SseDescription, SseStatus, SseType, Store, Table, TableDescription, TableStatus,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use keys::{KeyProvider, LocalKms, Principal, Unlock};

@@ -213,6 +213,12 @@ pub struct StoreOptions {
     pub compaction_threads: usize,
     /// Sorted tables kept open for reading. Default 512, and never more than half the descriptor limit.
     pub open_tables_max: usize,
+    /// How fast the rest of a table is written anew after its key was rotated, in bytes per second of what is read, all tables together. It
+    /// gives way to compaction in any case. Default 256 MiB.
+    pub rotation_bytes_per_sec: u64,
+    /// How often a table's master key may be changed in each 24 hours since the table was created; one more change is allowed whenever there was none in
+    /// the last 6 hours. Changing to the store's owned key is never refused, and not counted. Default: no limit. DynamoDB's is 4.
+    pub key_changes_per_day: Option<u32>,
     /// How long a permission to use a table's key lasts from when it was asked for. Default 5 minutes, which is also the most; a
     /// provider may shorten it.
     pub permit: Duration,
@@ -238,6 +244,8 @@ impl Default for StoreOptions {
             level_zero_stop_files: 24,
             compaction_threads: 1,
             open_tables_max: 512,
+            rotation_bytes_per_sec: 256 << 20,
+            key_changes_per_day: None,
             permit: Duration::from_secs(300),
             serve_stale: Duration::ZERO,
         }
@@ -264,6 +272,9 @@ impl StoreOptions {
         )?;
         in_range("compaction_threads", self.compaction_threads as u64, 1, 256)?;
         in_range("open_tables_max", self.open_tables_max as u64, 8, 1 << 20)?;
+        in_range("rotation_bytes_per_sec", self.rotation_bytes_per_sec, 1 << 10, u64::MAX)?;
+        // As many changes are remembered as this can count.
+        in_range("key_changes_per_day", u64::from(self.key_changes_per_day.unwrap_or(1)), 1, 48)?;
         in_range("permit, in ms", self.permit.as_millis() as u64, 1, 300_000)?;
         in_range("serve_stale, in s", self.serve_stale.as_secs(), 0, 12 * 3600)
     }

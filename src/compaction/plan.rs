@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use super::Readers;
 use crate::options::StoreOptions;
-use crate::types::{FileNumber, LEVELS, Seq, UserKey};
+use crate::types::{FileNumber, Generation, LEVELS, Seq, UserKey};
 use crate::version::{TableFile, Version};
 
 /// The deepest level.
@@ -65,6 +65,8 @@ pub(crate) enum Reason {
     Size,
     /// A file consists of deletes to a good part.
     Tombstones,
+    /// A file is sealed under an old generation of the table's key.
+    Generation,
 }
 
 impl Plan {
@@ -139,6 +141,16 @@ impl Busy {
         self.claims
             .iter()
             .any(|claim| claim.target == level && *claim.smallest <= *largest && *smallest <= *claim.largest)
+    }
+
+    /// How many claims were ever made.
+    pub(crate) fn claims_made(&self) -> u64 {
+        self.claims_made
+    }
+
+    /// Whether one of the first so many claims has not been given back.
+    pub(crate) fn any_before(&self, claims_made: u64) -> bool {
+        self.claims.iter().any(|claim| claim.id.0 <= claims_made)
     }
 
     fn allows(&self, plan: &Plan) -> bool {
@@ -329,6 +341,23 @@ fn tombstones(version: &Version, options: &StoreOptions, busy: &Busy, oldest: Se
         // Otherwise it goes down one level, and ends where nothing is deeper.
         let down = || level_down(version, options, busy, level, Reason::Tombstones, |f| wanted(f) && !is_bottom(f));
         rewrite.or_else(|| if level < LAST { down() } else { None })
+    })
+}
+
+/// The oldest file under an older generation than this that no job is at, to be written anew where it stands.
+pub(crate) fn rewrite(version: &Version, busy: &Busy, newest: Generation) -> Option<Plan> {
+    let mut files: Vec<_> = version.all_files().filter(|(_, file)| file.record.generation < newest).collect();
+    files.sort_unstable_by_key(|(_, file)| file.number());
+    files.into_iter().find_map(|(level, file)| {
+        let plan = Plan {
+            reason: Reason::Generation,
+            source: level,
+            target: level,
+            upper: vec![file.clone()],
+            lower: Vec::new(),
+            is_move: false,
+        };
+        busy.allows(&plan).then_some(plan)
     })
 }
 

@@ -63,10 +63,6 @@ pub(crate) enum Progress {
     /// There is more to do.
     More {
         /// Bytes of keys and values read in this step.
-        #[cfg_attr(
-            not(test),
-            allow(dead_code, reason = "what a rate limit will count; tests hold steps to their size by it")
-        )]
         read_bytes: u64,
     },
     /// All is written and durable. The files are the caller's from now on.
@@ -128,6 +124,13 @@ impl Job {
         let deeper = Deeper::Levels(deeper.collect());
         let cutter = Cutter { grandparents: Row::new(grandparents), overlap_bytes_max, ..Cutter::default() };
         Ok(Job::new(context, sources, readers, deeper, cutter))
+    }
+
+    /// Write the one file of `plan` anew, to stand where it stands. As in a flush, old versions that no reader sees are left out and deletes stay: what
+    /// they hide may be in files that are older, at level 0 in the same level.
+    pub(crate) fn rewrite(context: JobContext, plan: &Plan, readers: Readers, open: OpenTable) -> Job {
+        let source = Box::new(LevelCursor::new(plan.upper.clone(), open, ReadMode::Bypass)) as Source;
+        Job::new(context, vec![source], readers, Deeper::Unknown, Cutter::default())
     }
 
     fn new(context: JobContext, sources: Vec<Source>, readers: Readers, deeper: Deeper, cutter: Cutter) -> Job {

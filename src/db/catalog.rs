@@ -56,6 +56,11 @@ impl Catalog {
         tables.by_name.get(name).cloned().ok_or_else(|| Error::TableNotFound { name: name.to_owned() })
     }
 
+    /// The table with this slot, unless it was dropped.
+    pub(crate) fn of_slot(&self, slot: Slot) -> Option<Arc<TableState>> {
+        self.tables.read().by_slot.get(&slot).cloned()
+    }
+
     /// Whether a table of this name exists.
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.tables.read().by_name.contains_key(name)
@@ -107,6 +112,8 @@ pub(crate) struct TableState {
     pub access: Access,
     /// Whether somebody is loading the table.
     pub loading: AtomicBool,
+    /// Whether a call is changing the table's keys.
+    pub changing: AtomicBool,
     dropped: AtomicBool,
 }
 
@@ -202,6 +209,7 @@ impl TableState {
             unreplayed: Mutex::new(unreplayed),
             access: Access::new(inaccessible_since_ms),
             loading: AtomicBool::new(false),
+            changing: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
         }
     }

@@ -1,6 +1,7 @@
 //! What a table says about itself, in the terms of DynamoDB's `DescribeTable`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::catalog::TableState;
@@ -128,6 +129,7 @@ impl Engine {
         let status = match inaccessible_since_ms {
             _ if keys.state == KeyState::Dropping => TableStatus::Dropping,
             Some(_) => TableStatus::InaccessibleEncryptionCredentials,
+            None if table.changing.load(Ordering::Acquire) => TableStatus::Updating,
             None => TableStatus::Active,
         };
         let owned = kind == MasterKind::Owned;

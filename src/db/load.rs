@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::catalog::{Memory, Seat, TableState, Unreplayed, View};
 use crate::error::{Error, Result};
+use crate::format::manifest::KeyPin;
 use crate::io::Tick;
 use crate::keys::{Ending, KeySet, Permit, Principal};
 use crate::types::{Seq, Trailer};
@@ -91,7 +92,7 @@ impl Engine {
     }
 
     /// Bring a table into use, or wait until whoever is at it has done so.
-    fn load(&self, table: &Arc<TableState>, keys: Arc<KeySet>) -> Result<()> {
+    pub(super) fn load(&self, table: &Arc<TableState>, keys: Arc<KeySet>) -> Result<()> {
         if table.loading.swap(true, Ordering::AcqRel) {
             self.env
                 .scheduler
@@ -109,13 +110,18 @@ impl Engine {
     }
 
     fn build_view(&self, table: &Arc<TableState>, keys: Arc<KeySet>) -> Result<()> {
-        let (files, flushed) = self
+        let (files, flushed, is_present) = self
             .manifest
             .with_state(|state| {
                 let meta = state.tables.get(&table.slot).filter(|meta| !meta.record.dropping)?;
-                Some((meta.files.values().cloned().collect::<Vec<_>>(), meta.flushed))
+                let files: Vec<_> = meta.files.values().cloned().collect();
+                Some((files, meta.flushed, covers(&keys, &meta.record.key)))
             })
             .ok_or(Error::TableDropped { table: table.id })?;
+        if !is_present {
+            // The table's keys were changed meanwhile: whoever wants it asks for the present ones.
+            return Ok(());
+        }
         let mut changes = Vec::with_capacity(files.len());
         for (level, record) in files {
             changes.push(Change::Add { level: usize::from(level), file: self.readers.known(&record, &keys)? });
@@ -132,6 +138,10 @@ impl Engine {
         // Refused since these keys were asked for. What is published now would stay: the custodian has been here.
         if let Some(error) = table.access.refused(table.id) {
             return Err(error);
+        }
+        // Here as well, for the keys may have been changed since.
+        if !self.manifest.with_state(|state| state.pin(table.slot).is_some_and(|pin| covers(&keys, pin))) {
+            return Ok(());
         }
         for memory in memories.iter().rev().chain([&active]) {
             self.adopt(table, memory);
@@ -270,4 +280,11 @@ impl Engine {
             view.version.all_files().for_each(|(_, file)| self.readers.close(file));
         }
     }
+}
+
+/// Whether these are all keys that the manifest pins, and the newest of them seals.
+fn covers(keys: &KeySet, pin: &KeyPin) -> bool {
+    let newest = pin.generations.last().map(|(generation, _)| *generation);
+    newest == Some(keys.current().generation())
+        && pin.generations.iter().all(|(generation, _)| keys.generation(*generation).is_some())
 }

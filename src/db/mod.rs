@@ -11,6 +11,7 @@
 //!         ├─ access       tables whose key is refused, and how they come back
 //!         ├─ park         what becomes of their part of the log
 //!         ├─ readers      open sorted tables
+//!         ├─ rekey        other master keys, new generations, the end of old ones
 //!         ├─ scan         point reads, cursors, iterators
 //!         ├─ maintenance  flush, compaction, permits, log segments, backpressure
 //!         ├─ log, manifest, keys, readers: the parts below
@@ -38,6 +39,7 @@ mod maintenance;
 mod open;
 mod park;
 mod readers;
+mod rekey;
 mod scan;
 mod session;
 mod snapshot;
@@ -57,6 +59,9 @@ pub use self::anchor::{Anchor, EpochAnchor};
 pub use self::batch::Batch;
 pub use self::builder::{Builder, RecoveryReport};
 pub use self::describe::{SseDescription, SseStatus, SseType, TableDescription, TableStatus};
+pub use self::rekey::{
+    Delay, GenerationReport, KeyChange, KeyReport, RewrapReport, Rotation, RotationProgress, SealedBytes,
+};
 pub use self::scan::{Cursor, EntryRef, Keys, Range};
 pub use self::session::{AccessKeys, AccessRequest, Action, Authorizer};
 pub use self::snapshot::Snapshot;
@@ -147,8 +152,8 @@ pub(crate) struct Engine {
     poison: OnceLock<Error>,
     closed: AtomicBool,
     recovery: OnceLock<RecoveryReport>,
-    /// Held while tables are made or dropped and while the store is closed, so that no name is taken twice and nothing is
-    /// written behind the close.
+    /// Held while tables are made or dropped, key files are replaced and the store is closed, so that no name is taken twice, no key file has two
+    /// successors, and nothing is written behind the close.
     creating: Mutex<()>,
     /// Held while a log segment is prepared.
     preparing: Mutex<()>,

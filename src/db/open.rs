@@ -23,11 +23,11 @@ use super::builder::{Builder, RecoveryReport};
 use super::catalog::{Catalog, TableState, Unreplayed};
 use super::commit::Queue;
 use super::grants::Grants;
-use super::maintenance::{Background, Compactor, Flusher, Keeper, Ticker};
+use super::maintenance::{Background, Compactor, Flusher, Keeper, Rotator, Ticker};
 use super::readers::Readers;
+use super::rekey::erase_key_file;
 use super::session::Handle;
 use super::snapshot::Moments;
-use super::tables::shred_key_file;
 use super::warden::{Agenda, Warden};
 use super::{Engine, Store};
 use crate::error::{Error, Result};
@@ -44,9 +44,9 @@ use crate::sync::VisibleSeq;
 use crate::types::{Epoch, FileNumber, Generation, Slot, StoreId, TableId};
 use crate::version::manifest::{self, Manifest};
 use crate::version::state::{SegmentEnd, SegmentMeta, State, StoreMeta};
-use crate::version::system::{Pinned, SystemFile, SystemKey};
-use crate::wal::Log;
+use crate::version::system::{Pinned, SystemFile, SystemKey, pin_of};
 use crate::wal::replay::{Replayed, SectionRef, SegmentInput, highest_epoch, replay};
+use crate::wal::{Log, Sealed};
 
 /// Suffix of a key file that nobody names and that was set aside.
 const SET_ASIDE_SUFFIX: &str = ".orphan";
@@ -393,9 +393,8 @@ impl Opening {
         let oldest = log.sections.iter().filter_map(needed).min();
         state.segments.retain(|number, _| oldest.is_some_and(|oldest| *number >= oldest));
         // A key file that is one ahead of its pin was written just before a crash cut its edit off.
-        if system.check_pin(&state.system_key)? == Pinned::Next {
-            state.system_key.version = system.file.record.version;
-            state.system_key.tag = system.file.tag;
+        if system.check_pin(&state.system_key)? != Pinned::Same {
+            state.system_key = pin_of(&system.file.record, system.file.tag);
         }
         Ok(state)
     }
@@ -449,6 +448,8 @@ impl Opening {
             state.clone(),
         )?;
 
+        let sealed = sealed_in(&sections, &state);
+        log.note_sealed(sealed);
         let catalog = Catalog::default();
         let background = Background::new();
         let mut sections = sections;
@@ -463,6 +464,9 @@ impl Opening {
             let table = Arc::new(TableState::new(&meta.record, lease, own, since_ms));
             if since_ms.is_some() {
                 background.custody.take_in(&table);
+            }
+            if meta.record.key.generations.len() > 1 {
+                background.hold_rotation(&table);
             }
             catalog.insert(table);
         }
@@ -524,7 +528,7 @@ impl Engine {
     /// names has been found.
     fn tidy_up(&self, state: &State, mut report: RecoveryReport) -> Result<RecoveryReport> {
         for meta in state.tables.values().filter(|meta| meta.record.dropping) {
-            shred_key_file(&self.dir, meta.record.id)?;
+            erase_key_file(&self.dir, meta.record.id)?;
             self.events.event(&Event::TableShredded { table: meta.record.id });
             let forget = vec![Edit::ForgetTable { slot: meta.record.slot }];
             self.manifest.append(forget).map_err(|error| self.poison(error))?;
@@ -532,8 +536,12 @@ impl Engine {
             self.suspect_all_grants();
         }
         let manifest = self.manifest.number();
-        let live: BTreeSet<TableId> =
-            state.tables.values().filter(|meta| !meta.record.dropping).map(|meta| meta.record.id).collect();
+        let live: BTreeMap<TableId, Slot> = state
+            .tables
+            .values()
+            .filter(|meta| !meta.record.dropping)
+            .map(|meta| (meta.record.id, meta.record.slot))
+            .collect();
         let tables: BTreeSet<FileNumber> = state.tables.values().flat_map(|meta| meta.files.keys().copied()).collect();
         for path in list_files(&self.dir)? {
             let keep = match FileName::parse(&path) {
@@ -542,15 +550,25 @@ impl Engine {
                 Some(FileName::Log(number)) => state.segments.contains_key(&number),
                 Some(FileName::Table(number)) => tables.contains(&number),
                 Some(FileName::Parked(number, _)) => state.parked.contains_key(&number),
-                Some(FileName::KeyFile(table)) if live.contains(&table) => true,
+                Some(FileName::KeyFile(table)) if live.contains_key(&table) => true,
                 Some(FileName::KeyFile(_)) => {
                     self.dir.rename(&path, &format!("{path}{SET_ASIDE_SUFFIX}"))?;
                     self.events.event(&Event::OrphanSetAside { file: path.clone() });
                     report.set_aside_files.push(path);
                     continue;
                 }
-                // A temporary file was never anybody's; what else is there is not ours to touch.
-                None => FileName::parse_temporary(&path).is_none(),
+                None => match FileName::parse_temporary(&path) {
+                    // A replacement of a key file was cut short.
+                    Some(FileName::KeyFile(table)) => {
+                        match live.get(&table) {
+                            Some(slot) => self.settle_staged(*slot, table)?,
+                            None => erase_key_file(&self.dir, table)?,
+                        }
+                        continue;
+                    }
+                    // Any other temporary file was never anybody's; what else is there is not ours to touch.
+                    temporary => temporary.is_none(),
+                },
             };
             if !keep {
                 self.dir.remove(&path)?;
@@ -576,6 +594,7 @@ impl Engine {
             ("strongroom-flush", Box::new(Flusher::new(self.clone()))),
             ("strongroom-custodian", Box::new(Custodian::new(self.clone()))),
             ("strongroom-prober", Box::new(Prober::new(self.clone()))),
+            ("strongroom-rotate", Box::new(Rotator::new(self.clone()))),
         ];
         for _ in 0..self.options.compaction_threads {
             tasks.push(("strongroom-compact", Box::new(Compactor::new(self.clone()))));
@@ -586,6 +605,16 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Bytes of sections in each live segment.
+fn sealed_in(sections: &HashMap<Slot, Vec<SectionRef>>, state: &State) -> BTreeMap<FileNumber, Sealed> {
+    let mut sealed: BTreeMap<FileNumber, Sealed> = BTreeMap::new();
+    for part in sections.values().flatten().filter(|part| state.segments.contains_key(&part.segment)) {
+        let key = (part.section.slot, part.section.generation);
+        *sealed.entry(part.segment).or_default().entry(key).or_default() += part.section.len_bytes;
+    }
+    sealed
 }
 
 fn exhausted(what: &'static str) -> Error {

@@ -11,7 +11,7 @@ use crate::format::manifest::FileRecord;
 use crate::io::directory::Directory;
 use crate::keys::KeySet;
 use crate::sstable::{self, BlockCache, TableReader, TableSettings};
-use crate::types::FileNumber;
+use crate::types::{FileNumber, Generation, Slot};
 use crate::version::{OpenTable, TableFile};
 
 /// Opens sorted tables and keeps at most so many open.
@@ -30,7 +30,7 @@ struct State {
     /// Files that have a reader, in the order in which they got it.
     open: VecDeque<Weak<TableFile>>,
     /// Files that no view to come will name.
-    obsolete: Vec<Arc<TableFile>>,
+    obsolete: Vec<(Slot, Arc<TableFile>)>,
 }
 
 impl Readers {
@@ -101,27 +101,34 @@ impl Readers {
         file.set_reader(None);
     }
 
-    /// A file that no view to come will name: it is removed once no view that is left does.
-    pub(crate) fn retire(&self, file: Arc<TableFile>) {
-        self.state.lock().obsolete.push(file);
+    /// A file of a table that no view to come will name: it is removed once no view that is left does.
+    pub(crate) fn retire(&self, slot: Slot, file: Arc<TableFile>) {
+        self.state.lock().obsolete.push((slot, file));
+    }
+
+    /// Generation and length of each retired file of a table that somebody still looks at, or that has not been removed yet.
+    pub(crate) fn obsolete_bytes(&self, slot: Slot) -> Vec<(Generation, u64)> {
+        let state = self.state.lock();
+        let own = state.obsolete.iter().filter(|(of, _)| *of == slot);
+        own.map(|(_, file)| (file.record.generation, file.bytes())).collect()
     }
 
     /// Remove the retired files that nobody looks at any more.
     pub(crate) fn remove_obsolete(&self) {
-        let unused: Vec<Arc<TableFile>> = {
+        let unused: Vec<(Slot, Arc<TableFile>)> = {
             let mut state = self.state.lock();
             // Nobody can get at one that only this list holds, so it stays unused.
             let (unused, used) =
-                std::mem::take(&mut state.obsolete).into_iter().partition(|file| Arc::strong_count(file) == 1);
+                std::mem::take(&mut state.obsolete).into_iter().partition(|(_, file)| Arc::strong_count(file) == 1);
             state.obsolete = used;
-            for file in &unused {
+            for (_, file) in &unused {
                 let file: &Arc<TableFile> = file;
                 state.known.remove(&file.number());
             }
             state.open.retain(|file| file.strong_count() > 0);
             unused
         };
-        for file in unused {
+        for (_, file) in unused {
             self.close(&file);
             // What cannot be removed now is an orphan that the next open removes.
             let _ = self.dir.remove(&FileName::Table(file.number()).path());

@@ -88,6 +88,11 @@ impl Handle {
         Ok(Handle { engine: self.engine.clone(), principal, authorizer, open: self.open.clone() })
     }
 
+    /// The engine, for what outlives the call.
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     /// Whose handle it is.
     pub(super) fn principal(&self) -> &Principal {
         &self.principal

@@ -13,17 +13,16 @@ use std::sync::Arc;
 use super::Engine;
 use super::catalog::{TableState, Unreplayed};
 use super::grants::Held;
+use super::rekey::erase_key_file;
 use super::trail::Begun;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::format::FileName;
 use crate::format::keyfile::{KeyFile, KeyState};
 use crate::format::manifest::{Edit, KeyPin, TableRecord};
-use crate::io::directory::Directory;
 use crate::keys::{Master, NewKey, Principal, TableLease};
 use crate::options::{MasterKey, TableOptions};
 use crate::types::{Generation, Slot, TABLE_NAME_BYTES_MAX, TableId};
-use crate::version::system;
 
 /// A table that is about to exist.
 struct Draft {
@@ -175,16 +174,6 @@ impl Engine {
         Ok(())
     }
 
-    /// A table's key file, checked against its pin.
-    pub(super) fn read_key_file(&self, slot: Slot, table: TableId) -> Result<KeyFile> {
-        let pin = self.manifest.with_state(|state| state.pin(slot).cloned()).ok_or(Error::TableDropped { table })?;
-        let (opened, _) = system::read_key_file(&self.dir, &*self.system.all()?, table, &pin)?;
-        if !opened.both_copies_good {
-            self.events.event(&Event::KeyFileCopyDamaged { file: FileName::KeyFile(table).path() });
-        }
-        Ok(opened.record.into_inner())
-    }
-
     /// Drop the table of this name.
     pub(super) fn drop_table(&self, name: &str) -> Result<()> {
         // The store is not closed before this is done, or else somebody who opens it then would find it changing.
@@ -211,7 +200,7 @@ impl Engine {
         self.manifest.append(vec![Edit::DropTable { slot: table.slot }]).map_err(|error| self.poison(error))?;
         self.catalog.remove(&table);
         self.forget(&table);
-        shred_key_file(&self.dir, table.id)?;
+        erase_key_file(&self.dir, table.id)?;
         self.events.event(&Event::TableShredded { table: table.id });
         for file in files {
             // What cannot be removed now is an orphan that the next open removes.
@@ -253,13 +242,6 @@ impl Engine {
             false => Ok(()),
         }
     }
-}
-
-/// Overwrite and remove a table's key file, durably. Doing it twice is fine.
-pub(super) fn shred_key_file(dir: &Directory, table: TableId) -> Result<()> {
-    let name = FileName::KeyFile(table);
-    dir.erase(&name.path())?;
-    dir.sync_dir(&name.directory())
 }
 
 fn check_name(name: &str) -> Result<()> {

@@ -367,7 +367,7 @@ impl Verifier<'_> {
             return;
         }
         let keys = match read_key_file(self.dir, &system.keys, record.id, &record.key) {
-            Ok((opened, Pinned::Same | Pinned::Next)) => {
+            Ok((opened, Pinned::Same | Pinned::Next | Pinned::Staged)) => {
                 self.copies(name, opened.both_copies_good);
                 broker.unwrap_all(&opened.record, &Principal::Owner).map(|unwrapped| unwrapped.keys)
             }

@@ -70,14 +70,22 @@ impl Directory {
 
     /// Put `bytes` under `name` atomically, by way of `temporary`. Durable once the directory is synced too.
     pub(crate) fn replace(&self, name: &str, temporary: &str, bytes: &[u8]) -> Result<()> {
+        let written = self.stage(temporary, bytes).and_then(|()| self.rename(temporary, name));
+        if written.is_err() {
+            let _ = self.vfs.remove_file(&self.path(temporary));
+        }
+        written
+    }
+
+    /// Write a temporary file whose bytes are durable; its name is, once the directory is synced.
+    pub(crate) fn stage(&self, temporary: &str, bytes: &[u8]) -> Result<()> {
         // What a crash left of an earlier attempt is in the way of an exclusive create.
         self.remove_if_there(temporary)?;
         let file = self.create(temporary)?;
         let written = file
             .write_all_at(bytes, 0)
             .map_err(|error| refused("write", temporary, error))
-            .and_then(|()| file.sync().map_err(|error| refused("sync", temporary, error)))
-            .and_then(|()| self.rename(temporary, name));
+            .and_then(|()| file.sync().map_err(|error| refused("sync", temporary, error)));
         if written.is_err() {
             let _ = self.vfs.remove_file(&self.path(temporary));
         }
@@ -104,11 +112,22 @@ impl Directory {
 
     /// Overwrite a file with zeros, durably, then remove its name. The directory's sync is the caller's.
     pub(crate) fn erase(&self, name: &str) -> Result<()> {
-        let file = match self.vfs.open_to_erase(&self.path(name)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(refused("open", name, error)),
-        };
+        match self.overwrite(&[name.to_owned()]) {
+            Ok(()) => self.remove(name),
+            Err(Error::MissingFile { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Overwrite files with zeros, durably: all are written before the first is waited for. They keep their names and lengths.
+    pub(crate) fn overwrite(&self, names: &[String]) -> Result<()> {
+        let files = names.iter().map(|name| self.overwrite_unsynced(name)).collect::<Result<Vec<_>>>()?;
+        let sync = |(file, name): (&Arc<dyn File>, &String)| file.sync().map_err(|error| refused("sync", name, error));
+        files.iter().zip(names).try_for_each(sync)
+    }
+
+    fn overwrite_unsynced(&self, name: &str) -> Result<Arc<dyn File>> {
+        let file = self.vfs.open_to_erase(&self.path(name)).map_err(|error| refused("open", name, error))?;
         let len = file.len_bytes().map_err(|error| refused("measure", name, error))?;
         let zeros = [0; ERASE_BYTES];
         let mut offset = 0;
@@ -117,8 +136,8 @@ impl Directory {
             file.write_all_at(&zeros[..count as usize], offset).map_err(|error| refused("overwrite", name, error))?;
             offset += count;
         }
-        file.sync().map_err(|error| refused("sync", name, error))?;
-        self.remove(name)
+        file.begin_write_back(0, len);
+        Ok(file)
     }
 
     /// Make creations, renames and removals in a subdirectory durable; "" for the directory itself.

@@ -474,6 +474,16 @@ impl TableLease {
         self.grant(&mut requests, permit, terms, sent, unwrapped)
     }
 
+    /// Use these keys from now on: the table's keys were changed. Permits last; answers that are under way are void, because they are about
+    /// the keys before. If the table's keys are not in memory, they are not brought there.
+    pub(crate) fn replace(&self, keys: &Arc<KeySet>) {
+        let mut requests = self.requests.lock();
+        requests.era += 1;
+        if self.material.load().is_some() {
+            self.material.store(Some(keys.clone()));
+        }
+    }
+
     /// What is to be done about the permit that began as the `begun`th. For the warden, at the times that this gives.
     pub(crate) fn look(&self, permit: &Arc<Permit>, begun: u64, terms: Terms<'_>) -> Look {
         let now = terms.time.now();

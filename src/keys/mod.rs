@@ -7,6 +7,7 @@
 //! pkcs11/       a provider on an HSM or smart card (feature `pkcs11`)
 //! faulty.rs     a provider that fails on a plan, for tests
 //! lease.rs      a table's keys in memory, and who may use them until when
+//! rotation.rs   the key file that follows another: new generations, re-wrapped keys
 //! system.rs     the system key of an open store, which a rotation replaces
 //! time.rs       the time in which permits end
 //! trail/        every use of a key, as a chained record
@@ -26,6 +27,7 @@ mod local;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
 mod provider;
+mod rotation;
 mod system;
 mod time;
 pub mod trail;
@@ -54,6 +56,7 @@ pub use self::local::{
 #[cfg(feature = "pkcs11")]
 pub use self::pkcs11::{Pin, Pkcs11Provider};
 pub use self::provider::*;
+pub(crate) use self::rotation::{Rekey, Successor, present_master};
 pub(crate) use self::system::SystemKeys;
 use self::time::StoreTime;
 use self::trail::{Call, Managed, Owned, Retire, Trail};

@@ -30,6 +30,12 @@ impl SystemKeys {
         self.all().map(|keys| keys.current().clone())
     }
 
+    /// From now on these are the generations, and files that are begun are sealed under the newest.
+    #[allow(dead_code, reason = "the rotation of the system key will use it")]
+    pub(crate) fn replace(&self, keys: KeySet) {
+        self.0.store(Some(Arc::new(keys)));
+    }
+
     /// All generations, to open files with.
     ///
     /// # Errors

@@ -9,6 +9,7 @@
 //!
 //! Nothing here changes anything, whatever fails.
 
+use crate::crypto::Tag;
 use crate::error::{Error, Result};
 use crate::format::keyfile::{KEY_FILE_BYTES_MAX, KeyFile, OpenedKeyFile, SystemKeyFile};
 use crate::format::manifest::KeyPin;
@@ -98,9 +99,14 @@ pub(crate) enum Pinned {
     Same,
     /// It is the next one: a crash came between the file and the manifest's word of it. To be adopted.
     Next,
+    /// It is the next one and still has its temporary name: a crash came after the file before it was erased. To be renamed and adopted.
+    Staged,
 }
 
 /// A table's key file, checked against its pin.
+///
+/// A key file is erased before its successor takes its name, so that no older wrap outlives a change. If the file cannot be read, its
+/// successor may be what is under the temporary name.
 ///
 /// # Errors
 /// [`Error::MissingFile`]; those of [`KeyFile::open`] and [`check_pin`].
@@ -110,12 +116,51 @@ pub(crate) fn read_key_file(
     table: TableId,
     pin: &KeyPin,
 ) -> Result<(OpenedKeyFile, Pinned)> {
-    let name = FileName::KeyFile(table).path();
-    let bytes = dir.read(&name, KEY_FILE_BYTES_MAX as u64)?;
-    let place = Where::new(&name, 0);
+    read_named_key_file(dir, system, table, pin)
+        .or_else(|refusal| read_staged_key_file(dir, system, table, pin).ok_or(refusal))
+}
+
+/// As [`read_key_file`], of the file under its own name alone.
+pub(crate) fn read_named_key_file(
+    dir: &Directory,
+    system: &KeySet,
+    table: TableId,
+    pin: &KeyPin,
+) -> Result<(OpenedKeyFile, Pinned)> {
+    open_key_file(dir, system, table, pin, &FileName::KeyFile(table).path())
+}
+
+/// The successor of the pinned key file under its temporary name, if it is there, whole, and holds every key that is pinned.
+pub(crate) fn read_staged_key_file(
+    dir: &Directory,
+    system: &KeySet,
+    table: TableId,
+    pin: &KeyPin,
+) -> Option<(OpenedKeyFile, Pinned)> {
+    match open_key_file(dir, system, table, pin, &FileName::KeyFile(table).temporary_path()) {
+        Ok((opened, Pinned::Next)) => Some((opened, Pinned::Staged)),
+        _ => None,
+    }
+}
+
+fn open_key_file(
+    dir: &Directory,
+    system: &KeySet,
+    table: TableId,
+    pin: &KeyPin,
+    name: &str,
+) -> Result<(OpenedKeyFile, Pinned)> {
+    let bytes = dir.read(name, KEY_FILE_BYTES_MAX as u64)?;
+    let place = Where::new(name, 0);
     let opened = KeyFile::open(&bytes, system.opening(&bytes, &place)?, table, &place)?;
     let pinned = check_pin(pin, &opened, &place)?;
     Ok((opened, pinned))
+}
+
+/// The pin of a key file with all that it holds.
+pub(crate) fn pin_of(record: &KeyFile, tag: Tag) -> KeyPin {
+    let generations = record.wraps.iter().map(|wrap| (wrap.generation, wrap.commitment)).collect();
+    KeyPin { version: record.version, tag, generations }
 }
 
 /// That a key file is the one that is pinned, or the one after it. An older one was put back, to bring back a key that was taken out

@@ -25,6 +25,7 @@ mod window;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -83,6 +84,8 @@ struct Shared {
     /// Lengths of all live segments.
     segments: BTreeMap<FileNumber, u64>,
     spare: Option<OpenSegment>,
+    /// What is in live segments, the current one excepted.
+    sealed: BTreeMap<FileNumber, Sealed>,
 }
 
 struct Unsynced {
@@ -106,9 +109,21 @@ pub(crate) struct OpenSegment {
     number: FileNumber,
     file: Arc<dyn LogFile>,
     sealer: SegmentSealer,
-    sections: HashMap<(Slot, Generation), StreamSealer>,
+    sections: HashMap<(Slot, Generation), Stream>,
     end_bytes: u64,
 }
+
+/// A generation of a table in one segment.
+#[derive(Default)]
+struct Stream {
+    /// Forgotten when the table's keys are.
+    sealer: Option<StreamSealer>,
+    /// Bytes of its sections.
+    bytes: Cell<u64>,
+}
+
+/// Bytes of sections by table and generation.
+pub(crate) type Sealed = BTreeMap<(Slot, Generation), u64>;
 
 impl OpenSegment {
     /// The salt in its header.
@@ -130,7 +145,8 @@ impl Log {
         let synced = segments
             .last_key_value()
             .map_or(LogPoint::default(), |(&segment, &end_bytes)| LogPoint { segment, end_bytes });
-        let shared = Shared { end: synced, synced, unsynced: VecDeque::new(), segments, spare: None };
+        let shared =
+            Shared { end: synced, synced, unsynced: VecDeque::new(), segments, spare: None, sealed: BTreeMap::new() };
         let log = Log { dir, entropy, system, suite, shared: Mutex::new(shared), syncing: Mutex::default() };
         (log, LogWriter { current: None, previous, attested: synced, buffer: Vec::new() })
     }
@@ -175,9 +191,42 @@ impl Log {
 
     /// Never write to the current segment or the spare again. Returns the spare's number, if there was one.
     pub(crate) fn retire_open_segments(&self, writer: &mut LogWriter) -> Option<FileNumber> {
-        writer.current = None;
-        let spare = self.shared.lock().spare.take()?;
+        let mut shared = self.shared.lock();
+        shared.leave(writer.current.take());
+        let spare = shared.spare.take()?;
         Some(spare.number)
+    }
+
+    /// Note what recovery found in the segments that there are.
+    pub(crate) fn note_sealed(&self, sealed: BTreeMap<FileNumber, Sealed>) {
+        self.shared.lock().sealed = sealed;
+    }
+
+    /// Bytes of a table's sections in each live segment, by generation.
+    pub(crate) fn sealed_bytes(
+        &self,
+        writer: &LogWriter,
+        slot: Slot,
+    ) -> BTreeMap<FileNumber, BTreeMap<Generation, u64>> {
+        let mut found: BTreeMap<FileNumber, BTreeMap<Generation, u64>> = BTreeMap::new();
+        let mut add = |number: FileNumber, (of, generation): (Slot, Generation), bytes: u64| {
+            if of == slot && bytes > 0 {
+                *found.entry(number).or_default().entry(generation).or_default() += bytes;
+            }
+        };
+        for (number, sealed) in &self.shared.lock().sealed {
+            let own = sealed.range((slot, Generation(0))..=(slot, Generation(u32::MAX)));
+            own.for_each(|(key, bytes)| add(*number, *key, *bytes));
+        }
+        if let Some(current) = &writer.current {
+            current.sections.iter().for_each(|(key, stream)| add(current.number, *key, stream.bytes.get()));
+        }
+        found
+    }
+
+    /// The segment that is being written, if one is and it has a group.
+    pub(crate) fn written_segment(&self, writer: &LogWriter) -> Option<FileNumber> {
+        writer.current.as_ref().filter(|current| !current.sections.is_empty()).map(|current| current.number)
     }
 
     /// Go on with the spare segment, if there is one.
@@ -190,7 +239,7 @@ impl Log {
             file: spare.file.clone(),
             end_bytes: spare.end_bytes,
         });
-        writer.current = Some(spare);
+        shared.leave(writer.current.replace(spare));
         true
     }
 
@@ -301,11 +350,13 @@ impl Log {
         self.shared.lock().segments.values().sum()
     }
 
-    /// Segments before `needed`, or before the current one if none is needed; never the current one or the spare.
-    pub(crate) fn segments_before(&self, needed: Option<FileNumber>) -> Vec<FileNumber> {
-        let shared = self.shared.lock();
+    /// Take out the segments before `needed`, or before the current one if none is needed; never the current one or the spare. Each is given
+    /// to one caller, who has the manifest forget it and then removes it.
+    pub(crate) fn take_segments_before(&self, needed: Option<FileNumber>) -> Vec<FileNumber> {
+        let mut shared = self.shared.lock();
         let limit = needed.map_or(shared.end.segment, |needed| needed.min(shared.end.segment));
-        shared.segments.range(..limit).map(|(&number, _)| number).collect()
+        let left = shared.segments.split_off(&limit);
+        std::mem::replace(&mut shared.segments, left).into_keys().collect()
     }
 
     /// Live segments from `from` up to `to`, with their lengths up to there.
@@ -335,9 +386,21 @@ impl Log {
     /// Remove segments that the manifest no longer names.
     pub(crate) fn remove_segments(&self, numbers: &[FileNumber]) {
         for number in numbers {
-            self.shared.lock().segments.remove(number);
             // One that cannot be removed now is an orphan that the next open removes.
             let _ = self.dir.remove(&FileName::Log(*number).path());
+            let mut shared = self.shared.lock();
+            shared.segments.remove(number);
+            shared.sealed.remove(number);
+        }
+    }
+}
+
+impl Shared {
+    /// A segment is written to no more.
+    fn leave(&mut self, segment: Option<OpenSegment>) {
+        if let Some(segment) = segment {
+            let bytes = segment.sections.into_iter().map(|(key, stream)| (key, stream.bytes.get()));
+            self.sealed.insert(segment.number, bytes.collect());
         }
     }
 }
@@ -355,14 +418,16 @@ impl OpenSegment {
     ) -> Result<Tag> {
         for input in inputs {
             let sealer = || input.key.stream_sealer(input.suite, self.sealer.ordinals());
-            self.sections.entry((input.slot, input.key.generation())).or_insert_with(sealer);
+            let stream = self.sections.entry((input.slot, input.key.generation())).or_default();
+            stream.sealer.get_or_insert_with(sealer);
         }
         let mut group = GroupWriter::begin(self.sealer.ordinals(), inputs.len(), out)?;
         for input in inputs {
             let generation = input.key.generation();
             let raw_bytes = input.ops.iter().map(Op::raw_bytes).sum();
+            let stream = &self.sections[&(input.slot, generation)];
             let mut section = group.section(
-                &self.sections[&(input.slot, generation)],
+                stream.sealer.as_ref().ok_or_else(no_segment)?,
                 input.slot,
                 generation,
                 input.first_seq,
@@ -375,6 +440,7 @@ impl OpenSegment {
                 }
             }
             let section = section.finish();
+            stream.bytes.set(stream.bytes.get() + section.len_bytes);
             group.add(section);
         }
         group.finish(self.sealer.system(), epoch, first_seq, previous, synced)
@@ -401,7 +467,8 @@ impl LogWriter {
     /// Forget the keys with which a table's sections were sealed.
     pub(crate) fn forget(&mut self, slot: Slot) {
         if let Some(current) = &mut self.current {
-            current.sections.retain(|(other, _), _| *other != slot);
+            let own = current.sections.iter_mut().filter(|((other, _), _)| *other == slot);
+            own.for_each(|(_, stream)| stream.sealer = None);
         }
     }
 }

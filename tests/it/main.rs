@@ -25,6 +25,7 @@ mod layers;
 mod memory;
 mod model;
 mod permits;
+mod rotate;
 mod smoke;
 mod tamper;
 mod threads;

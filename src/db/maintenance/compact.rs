@@ -130,7 +130,7 @@ impl Compactor {
                 Progress::Done(files) => files,
             },
         };
-        let installed = self.engine.install_compaction(running, &files);
+        let installed = self.engine.install_compaction(&running.table, &running.plan, &files);
         if installed.is_err() {
             self.engine.discard(files.iter());
         }
@@ -251,8 +251,12 @@ impl Engine {
     }
 
     /// Replace a compaction's inputs by its outputs, in the manifest and for readers.
-    fn install_compaction(&self, running: &Running, files: &[FinishedTable]) -> Result<()> {
-        let Running { table, plan, .. } = running;
+    pub(super) fn install_compaction(
+        &self,
+        table: &Arc<TableState>,
+        plan: &Plan,
+        files: &[FinishedTable],
+    ) -> Result<()> {
         sync_directories(&self.dir, files.iter().map(|file| file.record.number))?;
         let structure = table.structure.lock();
         let Some(view) = table.view.load_owned().filter(|_| !table.is_dropped()) else {
@@ -275,7 +279,7 @@ impl Engine {
         self.manifest.append(edits).map_err(|error| self.poison(error))?;
         table.publish(Some(View { version: Arc::new(version), ..View::clone(&view) }));
         if !plan.is_move {
-            plan.inputs().for_each(|(_, file)| self.readers.retire(file.clone()));
+            plan.inputs().for_each(|(_, file)| self.readers.retire(slot, file.clone()));
         }
         drop(structure);
         self.advance_anchor();

@@ -21,6 +21,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 pub(super) enum JobKind {
     Flush,
     Compaction,
+    Rotation,
 }
 
 /// Why the last job of a kind failed for a table.
@@ -61,7 +62,7 @@ impl Background {
     }
 
     /// Try again now what failed before.
-    fn retry(&self, kind: JobKind, tables: &BTreeSet<Slot>) {
+    pub(super) fn retry(&self, kind: JobKind, tables: &BTreeSet<Slot>) {
         self.failures.lock().retain(|(other, slot), _| *other != kind || !tables.contains(slot));
         self.work.raise();
     }

@@ -200,6 +200,8 @@ impl Task for Flusher {
         if self.batch.is_none()
             && let Err(again) = self.take_batch()
         {
+            // A failure has poisoned the store, which the next step sees.
+            let _ = self.engine.retire_segments();
             return self.engine.wait_for_work(seen, again);
         }
         match self.advance() {
@@ -313,7 +315,7 @@ impl Engine {
             }
             view.frozen.retain(|memory| !Arc::ptr_eq(memory, &item.memory));
         }
-        let retired = self.log.segments_before(self.background.oldest_segment_without(&done));
+        let retired = self.log.take_segments_before(self.background.oldest_segment_without(&done));
         edits.extend(retired.iter().map(|&number| Edit::RemoveSegment { number }));
         self.manifest.append(edits).map_err(|error| self.poison(error))?;
 
@@ -333,6 +335,24 @@ impl Engine {
         self.remove_parked(&unparked);
         self.log.remove_segments(&retired);
         self.advance_anchor();
+        Ok(())
+    }
+
+    /// Remove the log segments that hold something under an old key and that nobody needs.
+    fn retire_segments(&self) -> Result<()> {
+        // Those behind them may be needed by nobody either, and have time.
+        let until = self.background.log_until().next();
+        let needed = [self.background.oldest_segment(), until].into_iter().flatten().min();
+        let retired = self.log.take_segments_before(needed);
+        if retired.is_empty() {
+            return Ok(());
+        }
+        self.log.sync(self.log.end()).map_err(|error| self.poison(error))?;
+        let mut edits = vec![Edit::LogSynced { point: self.log.synced() }];
+        edits.extend(retired.iter().map(|&number| Edit::RemoveSegment { number }));
+        self.manifest.append(edits).map_err(|error| self.poison(error))?;
+        self.log.remove_segments(&retired);
+        self.background.progress.raise();
         Ok(())
     }
 

@@ -135,11 +135,10 @@ impl Engine {
         owners.iter().for_each(|table| self.freeze(table));
     }
 
-    /// The oldest segment that anybody needs, while the log is over its limit.
+    /// The oldest segment that anybody needs, while the log is over its limit or holds what is under an old key.
     pub(in crate::db) fn segment_to_relieve(&self) -> Option<FileNumber> {
-        if self.log.total_bytes() <= self.options.log_bytes_max {
-            return None;
-        }
-        self.background.oldest_segment()
+        let is_over = self.log.total_bytes() > self.options.log_bytes_max;
+        let oldest = self.background.oldest_segment()?;
+        (is_over || oldest <= self.background.log_until()).then_some(oldest)
     }
 }

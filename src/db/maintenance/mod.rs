@@ -3,6 +3,7 @@
 //! ```text
 //! flusher    frozen memtables become sorted tables: all files synced, directories synced, one manifest append
 //! compactor  sorted tables are merged, those of the table with the most level-0 files first
+//! rotator    what is under an old generation of a table's key is written anew (rotate.rs)
 //! ticker     a few times a second: the tick that permits are compared with, and nothing that could keep it waiting
 //! keeper     a few times a second: the next log segment, memtables that hold the oldest one, files that nobody needs
 //! warden     permits to renew, tables to put away; a task of its own because it asks providers (load.rs)
@@ -22,6 +23,7 @@ mod failures;
 mod flush;
 mod keeper;
 mod pressure;
+mod rotate;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -35,6 +37,8 @@ use self::failures::{Failure, JobKind};
 use self::flush::FlushItem;
 pub(super) use self::flush::Flusher;
 pub(super) use self::keeper::{Keeper, Ticker};
+use self::rotate::Rotations;
+pub(super) use self::rotate::Rotator;
 use super::Engine;
 use super::access::Custody;
 use super::catalog::{TableState, View};
@@ -71,6 +75,7 @@ pub(crate) struct Background {
     /// How often memtables were taken off that queue unflushed.
     withdrawals: AtomicU64,
     compactions: Mutex<Compactions>,
+    rotations: Rotations,
     /// Memtables by the log segment of their first entry.
     segments: Mutex<BTreeMap<FileNumber, usize>>,
     /// Why the last job of a kind failed for a table, until one succeeds.
@@ -98,6 +103,7 @@ impl Background {
             flushes: Mutex::default(),
             withdrawals: AtomicU64::new(0),
             compactions: Mutex::default(),
+            rotations: Rotations::default(),
             segments: Mutex::default(),
             failures: Mutex::default(),
             drain_rate: AtomicU64::new(64 << 20),

@@ -171,6 +171,11 @@ impl Engine {
         all.first().map(|failure| failure.error.clone())
     }
 
+    /// Whether memtables take more than they may: writers are slowed, and background work that can wait should.
+    pub(super) fn is_short_of_room(&self) -> bool {
+        self.background.memory_bytes.load(Ordering::Relaxed) >= self.options.write_budget_bytes
+    }
+
     fn congestion(&self, tables: &[Seat]) -> Congestion {
         let bytes = self.background.memory_bytes.load(Ordering::Relaxed);
         let files = tables.iter().map(|seat| seat.table.pressure.level_zero_files()).max().unwrap_or(0);

@@ -1,0 +1,362 @@
+//! Keys change while the store is in use, and nobody notices but the keys.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use strongroom::error::ProviderReason;
+use strongroom::event::Event;
+use strongroom::io::mem::MemVfs;
+use strongroom::keys::faulty::{FaultyProvider, Operation, Rule};
+use strongroom::{
+    Delay, ErrorKind, KeyChange, LocalKms, MasterKey, SseStatus, Store, Table, TableOptions, TableStatus,
+};
+
+use crate::world::{World, row, tiny_table};
+
+/// A world whose provider has two keys of the user's.
+fn world(seed: u64) -> World {
+    let world = World::new(seed);
+    world.kms.create_key(Some("alias/old"), "").unwrap();
+    world.kms.create_key(Some("alias/new"), "").unwrap();
+    world
+}
+
+fn under(alias: &str) -> TableOptions {
+    tiny_table(1).master_key(MasterKey::customer(alias))
+}
+
+fn fill(table: &Table, range: std::ops::Range<u32>) {
+    for number in range {
+        table.put(format!("key {number:04}"), format!("value {number} {}", "x".repeat(40))).unwrap();
+    }
+}
+
+fn arn(world: &World, alias: &str) -> String {
+    world.kms.key(alias).unwrap().arn
+}
+
+fn files(disk: &MemVfs) -> BTreeMap<PathBuf, Vec<u8>> {
+    disk.snapshot()
+}
+
+/// Close the store, and open it after all time that a permit could last has passed.
+fn reopened(world: &World, store: Store) -> Store {
+    store.close().unwrap();
+    drop(store);
+    world.open().unwrap()
+}
+
+#[test]
+fn after_a_change_the_old_master_key_is_not_needed_for_anything() {
+    // Whoever deletes the old key because the change is over would lose the table.
+    for rewrap_only in [false, true] {
+        let world = world(500 + u64::from(rewrap_only));
+        let store = world.create();
+        let table = store.create_table("t", under("alias/old")).unwrap();
+        fill(&table, 0..300);
+        store.flush().unwrap();
+        fill(&table, 300..320);
+        let before = row(&table).unwrap();
+        let change = KeyChange::new(MasterKey::customer("alias/new"));
+        store.update_table_with("t", if rewrap_only { change.rewrap_only() } else { change }).unwrap();
+        world.kms.disable("alias/old").unwrap();
+
+        let description = store.describe_table("t").unwrap();
+        assert_eq!((description.status, description.sse.status), (TableStatus::Active, SseStatus::Enabled));
+        assert_eq!(description.sse.master_key_arn, Some(arn(&world, "alias/new")));
+        fill(&table, 320..340);
+        let store = reopened(&world, store);
+        let table = store.table("t").unwrap();
+        assert!(before.iter().all(|(key, value)| table.get(key).unwrap().as_deref() == Some(&value[..])));
+        assert_eq!(row(&table).unwrap().len(), 340);
+        let report = store.key_report("t").unwrap();
+        assert!(report.generations.iter().all(|one| one.master_key_arn == arn(&world, "alias/new")));
+        if rewrap_only {
+            assert_eq!(report.generations.len(), 1, "the same key, wrapped anew");
+        }
+    }
+}
+
+#[test]
+fn a_table_goes_between_all_kinds_of_master_keys() {
+    // A table that cannot leave its master key holds its owner.
+    let world = world(510);
+    let store = world.create();
+    let table = store.create_table("t", tiny_table(0)).unwrap();
+    fill(&table, 0..30);
+    let kinds = [MasterKey::managed(), MasterKey::customer("alias/old"), MasterKey::owned()];
+    for from in &kinds {
+        for to in &kinds {
+            store.update_table("t", from.clone()).unwrap();
+            store.update_table("t", to.clone()).unwrap();
+            let shown = store.describe_table("t").unwrap().sse;
+            assert_eq!(shown.master_key_arn.is_some(), *to != MasterKey::owned(), "{to:?}");
+            assert_eq!(shown.sse_type.is_some(), *to != MasterKey::owned(), "{to:?}");
+        }
+    }
+    store.rotation("t").unwrap().wait().unwrap();
+    assert_eq!(store.key_report("t").unwrap().generations.len(), 1);
+    let store = reopened(&world, store);
+    assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 30);
+}
+
+#[test]
+fn owned_keys_of_a_provider_of_their_own_move_to_the_users_and_back() {
+    // Between two providers there is no re-encrypt: a store that asked for one would refuse the change, or worse, mix them up.
+    let world = world(515);
+    let owned = LocalKms::in_memory(strongroom::io::sim::Simulation::new(516).environment()).unwrap();
+    let store = world.builder().owned_key_provider(Arc::new(owned.clone())).create().unwrap();
+    let table = store.create_table("t", tiny_table(0)).unwrap();
+    fill(&table, 0..40);
+    store.update_table("t", MasterKey::customer("alias/new")).unwrap();
+    fill(&table, 40..60);
+    store.close().unwrap();
+    let store = world.builder().owned_key_provider(Arc::new(owned.clone())).open().unwrap();
+    assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 60);
+    store.update_table_with("t", KeyChange::new(MasterKey::owned()).rewrap_only()).unwrap();
+    world.kms.disable("alias/new").unwrap();
+    store.close().unwrap();
+    let store = world.builder().owned_key_provider(Arc::new(owned)).open().unwrap();
+    assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 60);
+}
+
+#[test]
+fn a_refused_change_leaves_the_directory_byte_for_byte() {
+    // Half a change would leave a table that neither key opens.
+    let world = world(520);
+    let faulty = FaultyProvider::new(world.kms.clone());
+    let store = world.builder().shared_key_provider(Arc::new(faulty.clone())).create().unwrap();
+    let table = store.create_table("t", under("alias/old")).unwrap();
+    fill(&table, 0..50);
+    store.flush().unwrap();
+    let disk = files(&world.sim.vfs);
+    let target = || MasterKey::customer("alias/new");
+    for operation in [Operation::DescribeKey, Operation::ReEncrypt, Operation::GenerateDataKey, Operation::Decrypt] {
+        for reason in [ProviderReason::Throttled, ProviderReason::Denied, ProviderReason::KeyDisabled] {
+            faulty.inject(Rule::on(operation).nth(1).fail(reason));
+            let error = store.update_table("t", target()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::KeyUnavailable, "{operation:?} {reason:?}: {error}");
+            assert_eq!(files(&world.sim.vfs), disk, "{operation:?} {reason:?}");
+        }
+    }
+    for rule in [
+        Rule::on(Operation::ReEncrypt).nth(1).other_arn(arn(&world, "alias/old")),
+        Rule::on(Operation::GenerateDataKey).nth(1).other_arn(arn(&world, "alias/old")),
+        Rule::on(Operation::GenerateDataKey).nth(1).other_data_key(),
+        Rule::on(Operation::Decrypt).nth(1).other_data_key(),
+        Rule::on(Operation::ReEncrypt).nth(1).ciphertext_bytes(20_000),
+        Rule::on(Operation::ReEncrypt).nth(1).panic(),
+    ] {
+        faulty.inject(rule);
+        store.update_table("t", target()).unwrap_err();
+        assert_eq!(files(&world.sim.vfs), disk);
+    }
+    store.update_table("t", target()).unwrap();
+    assert_eq!(row(&table).unwrap().len(), 50);
+}
+
+#[test]
+fn a_change_of_many_tables_reaches_all_that_can_be_changed() {
+    // One table whose key is refused must not keep a thousand others under a key that is about to go.
+    let world = world(530);
+    let faulty = FaultyProvider::new(world.kms.clone());
+    let store = world.builder().shared_key_provider(Arc::new(faulty.clone())).create().unwrap();
+    let names: Vec<String> = (0..600).map(|number| format!("t{number}")).collect();
+    let wanted: Vec<_> = names.iter().map(|name| (name.as_str(), under("alias/old"))).collect();
+    store.create_tables(&wanted).unwrap();
+    store.create_table("other", under("alias/new")).unwrap();
+    for name in &names[..5] {
+        store.table(name).unwrap().put("key", name).unwrap();
+    }
+    faulty.inject(Rule::on(Operation::ReEncrypt).nth(7).fail(ProviderReason::Throttled));
+    let epoch = store.epoch();
+    let report = store.rewrap_all(&arn(&world, "alias/old"), MasterKey::customer("alias/new")).unwrap();
+    assert_eq!((report.changed, report.failed.len()), (599, 1));
+    assert!(store.epoch().0 - epoch.0 < 6, "many tables share an append to the manifest");
+    let again = store.rewrap_all(&arn(&world, "alias/old"), MasterKey::customer("alias/new")).unwrap();
+    assert_eq!((again.changed, again.failed.len()), (1, 0), "what is under the new key is left alone");
+    world.kms.disable("alias/old").unwrap();
+    let store = reopened(&world, store);
+    for name in &names {
+        let value = store.table(name).unwrap().get("key").unwrap();
+        assert_eq!(value.is_some(), names[..5].contains(name));
+    }
+}
+
+#[test]
+fn changes_of_the_master_key_are_limited_and_the_way_to_the_owned_key_is_not() {
+    // Without the limit a loop in somebody's program fills the provider's trail; with one that is too wide, a key that must be left cannot be.
+    let mut world = world(540);
+    world.options.key_changes_per_day = Some(2);
+    let store = world.create();
+    store.create_table("t", tiny_table(0)).unwrap();
+    let change = |store: &Store, key| store.update_table("t", key);
+    change(&store, MasterKey::customer("alias/old")).unwrap();
+    change(&store, MasterKey::customer("alias/new")).unwrap();
+    let error = change(&store, MasterKey::customer("alias/old")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LimitExceeded);
+    assert!(error.to_string().contains("2 times"), "{error}");
+    store.rotate_table_key("t").unwrap();
+    let store = reopened(&world, store);
+    change(&store, MasterKey::managed()).unwrap_err();
+    change(&store, MasterKey::owned()).unwrap();
+    world.sim.clock.advance(std::time::Duration::from_secs(6 * 3600));
+    change(&store, MasterKey::managed()).unwrap();
+    change(&store, MasterKey::customer("alias/old")).unwrap_err();
+}
+
+#[test]
+fn a_rotated_master_key_needs_no_change_and_a_rewrap_takes_its_newest_version() {
+    // A provider that rotates every year must not make anybody touch his data.
+    let world = world(550);
+    let store = world.create();
+    let table = store.create_table("t", under("alias/old")).unwrap();
+    fill(&table, 0..10);
+    let disk = files(&world.sim.vfs);
+    for _ in 0..3 {
+        world.kms.rotate("alias/old").unwrap();
+    }
+    assert_eq!(files(&world.sim.vfs), disk);
+    let store = reopened(&world, store);
+    assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 10);
+    let old = arn(&world, "alias/old");
+    let report = store.rewrap_all(&old, MasterKey::customer(old.clone())).unwrap();
+    assert_eq!(report.changed, 1);
+    let store = reopened(&world, store);
+    assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 10);
+}
+
+#[test]
+fn two_calls_do_not_change_one_tables_keys_at_once() {
+    // The second would wrap from a file that the first is about to replace.
+    let world = world(560);
+    let faulty = FaultyProvider::new(world.kms.clone());
+    let store = world.builder().shared_key_provider(Arc::new(faulty.clone())).create().unwrap();
+    store.create_table("t", under("alias/old")).unwrap();
+    let (inner, seen) = (store.clone(), Arc::new(AtomicBool::new(false)));
+    let told = seen.clone();
+    faulty.inject(Rule::on(Operation::ReEncrypt).nth(1).call(move || {
+        let description = inner.describe_table("t").unwrap();
+        assert_eq!((description.status, description.sse.status), (TableStatus::Updating, SseStatus::Updating));
+        let error = inner.update_table("t", MasterKey::owned()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+        told.store(true, Ordering::SeqCst);
+    }));
+    store.update_table("t", MasterKey::customer("alias/new")).unwrap();
+    assert!(seen.load(Ordering::SeqCst));
+    faulty.heal();
+    store.update_table("t", MasterKey::owned()).unwrap();
+}
+
+#[test]
+fn a_rotation_ends_with_nothing_under_the_old_key() {
+    // A proof that forgets a file would let the only key to that file be erased.
+    let world = world(570);
+    let store = world.create();
+    let table = store.create_table("t", under("alias/old")).unwrap();
+    let other = store.create_table("other", tiny_table(0)).unwrap();
+    fill(&other, 0..10);
+    fill(&table, 0..600);
+    store.compact().unwrap();
+    fill(&table, 600..640);
+    let before = row(&table).unwrap();
+    let rotation = store.rotate_table_key("t").unwrap();
+    let progress = rotation.progress().unwrap();
+    assert!(!progress.done && progress.bytes_left > 0 && progress.percent < 100.0, "{progress:?}");
+    fill(&table, 640..660);
+    rotation.wait().unwrap();
+    let report = store.key_report("t").unwrap();
+    assert_eq!(report.generations.len(), 1);
+    assert_eq!(report.generations[0].generation.0, 2);
+    assert_eq!(report.generations[0].bytes.parked + report.generations[0].bytes.pinned, 0);
+    assert!(report.delays.is_empty());
+    assert_eq!(rotation.progress().unwrap().percent, 100.0);
+    assert!(world.heard.all().iter().any(|event| matches!(event, Event::GenerationsErased { .. })));
+    let headers_under_one = old_files(&world.sim.vfs, &table, 1);
+    assert!(headers_under_one.is_empty(), "{headers_under_one:?}");
+    let store = reopened(&world, store);
+    let after = row(&store.table("t").unwrap()).unwrap();
+    assert_eq!(after.len(), 660);
+    assert!(before.iter().all(|(key, value)| after.get(key) == Some(value)));
+}
+
+/// Sorted tables of a table whose header, which stands in clear, names this generation.
+fn old_files(disk: &MemVfs, table: &Table, generation: u32) -> Vec<PathBuf> {
+    let is_old = |bytes: &Vec<u8>| {
+        let at = bytes.windows(16).position(|window| window == table.id().as_bytes());
+        at.is_some_and(|at| bytes[at + 16..at + 20] == generation.to_le_bytes())
+    };
+    let sorted = |path: &Path| path.to_string_lossy().contains("/sst/");
+    disk.snapshot().into_iter().filter(|(path, bytes)| sorted(path) && is_old(bytes)).map(|(path, _)| path).collect()
+}
+
+#[test]
+fn an_open_iterator_delays_the_end_of_the_old_key_and_is_named() {
+    // The iterator would fail in its midst, or the proof would be wrong.
+    let world = world(580);
+    let store = world.create();
+    let table = store.create_table("t", tiny_table(1)).unwrap();
+    fill(&table, 0..400);
+    store.compact().unwrap();
+    let mut iterator = table.iter();
+    assert!(iterator.next().is_some());
+    let rotation = store.rotate_table_key("t").unwrap();
+    assert!(!rotation.wait_for(std::time::Duration::from_secs(30)).unwrap());
+    let report = store.key_report("t").unwrap();
+    assert_eq!(report.generations.len(), 2);
+    assert!(report.generations[0].retired && report.generations[0].bytes.pinned > 0);
+    assert_eq!(report.generations[0].bytes.tables + report.generations[0].bytes.log, 0);
+    assert!(matches!(report.delays[..], [Delay::Pinned { files }] if files > 0), "{:?}", report.delays);
+    assert_eq!(iterator.count(), 399);
+    rotation.wait().unwrap();
+    assert_eq!(store.key_report("t").unwrap().generations.len(), 1);
+}
+
+#[test]
+fn a_second_rotation_overtakes_the_first() {
+    // Whoever rotates because of a leak cannot wait until the last rotation is over.
+    let world = world(590);
+    let store = world.create();
+    let table = store.create_table("t", tiny_table(0)).unwrap();
+    fill(&table, 0..300);
+    store.compact().unwrap();
+    store.rotate_table_key("t").unwrap();
+    fill(&table, 300..320);
+    world.sim.scheduler.run_some(7);
+    let second = store.rotate_table_key("t").unwrap();
+    assert_eq!(store.key_report("t").unwrap().generations.len(), 3);
+    second.wait().unwrap();
+    let report = store.key_report("t").unwrap();
+    assert_eq!((report.generations.len(), report.generations[0].generation.0), (1, 3));
+    assert_eq!(row(&table).unwrap().len(), 320);
+}
+
+#[test]
+fn a_rotation_goes_on_where_it_was_when_the_store_is_reopened() {
+    // A rotation that begins anew with each start of a short-lived program never ends.
+    let mut world = world(600);
+    world.options.rotation_bytes_per_sec = 1 << 10;
+    let store = world.create();
+    let table = store.create_table("t", tiny_table(0)).unwrap();
+    fill(&table, 0..600);
+    store.compact().unwrap();
+    let rotation = store.rotate_table_key("t").unwrap();
+    let mut left = rotation.progress().unwrap().bytes_left;
+    drop((rotation, table));
+    let mut store = store;
+    for _ in 0..200 {
+        let rotation = store.rotation("t").unwrap();
+        if rotation.wait_for(std::time::Duration::from_secs(6)).unwrap() {
+            break;
+        }
+        let now = rotation.progress().unwrap().bytes_left;
+        assert!(now <= left, "{now} of {left}");
+        left = now;
+        drop(rotation);
+        store = reopened(&world, store);
+    }
+    assert!(store.rotation("t").unwrap().progress().unwrap().done);
+    assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 600);
+}
