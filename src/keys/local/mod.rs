@@ -101,8 +101,10 @@ struct Filed {
     unlock: Unlock,
     stretching: Stretching,
     revision: u64,
-    /// `None` after a failed rewrite, when nobody knows which of two files stands there.
-    stamp: Option<Stamp>,
+    /// Of this revision.
+    stamp: Stamp,
+    /// Not after a failed rewrite, when nobody knows which of two files stands there.
+    certain: bool,
 }
 
 impl LocalKms {
@@ -158,7 +160,7 @@ impl LocalKms {
         let keyring = Keyring::new(environment.clock.wall_ms(), &*environment.entropy)?;
         let stamp = file.store(&keyring, 1, &unlock, &stretching)?;
         drop(lock);
-        let filed = Filed { unlock, stretching, revision: 1, stamp: Some(stamp) };
+        let filed = Filed { unlock, stretching, revision: 1, stamp, certain: true };
         Ok(LocalKms::shared(environment, Some(file), keyring, Some(filed)))
     }
 
@@ -182,11 +184,11 @@ impl LocalKms {
         let State { keyring, filed: Some(filed), unwritten } = &mut *state else {
             return Ok(());
         };
-        let revision = next(filed.revision)?;
-        filed.stamp = None;
-        filed.stamp = Some(file.store(keyring, revision, &unlock, &filed.stretching)?);
-        filed.revision = revision;
-        filed.unlock = unlock;
+        let before = std::mem::replace(&mut filed.unlock, unlock);
+        if let Err(error) = filed.store(file, keyring) {
+            filed.unlock = before;
+            return Err(error);
+        }
         *unwritten = false;
         Ok(())
     }
@@ -224,23 +226,23 @@ impl LocalKms {
         let now_ms = self.now_ms();
         let State { keyring, filed, unwritten } = &mut *state;
         // Whatever happens from here on, the next look at the file decides what the keyring is ...
-        let stamp = filed.as_mut().and_then(|filed| filed.stamp.take());
+        if let Some(filed) = filed {
+            filed.certain = false;
+        }
         let rotated = keyring.rotate_due(now_ms, &*self.0.environment.entropy)?;
         let answer = match change(keyring, &self.0) {
             Ok(answer) => answer,
             Err(error) => {
                 // ... unless nothing did: a refusal must not cost the next caller the stretching of a passphrase.
-                if let (Some(filed), false) = (filed, rotated || *unwritten) {
-                    filed.stamp = stamp;
+                if let (Some(filed), false) = (filed, rotated) {
+                    filed.certain = true;
                 }
                 return Err(error);
             }
         };
         keyring.written_ms = keyring.written_ms.max(now_ms);
         if let (Some(file), Some(filed)) = (&self.0.file, filed) {
-            let revision = next(filed.revision)?;
-            filed.stamp = Some(file.store(keyring, revision, &filed.unlock, &filed.stretching)?);
-            filed.revision = revision;
+            filed.store(file, keyring)?;
         }
         *unwritten = false;
         drop(state);
@@ -391,7 +393,7 @@ impl fmt::Debug for LocalKms {
 impl Loaded {
     fn part(self, unlock: Unlock) -> (Keyring, Filed) {
         let Loaded { keyring, revision, stretching, stamp } = self;
-        (keyring, Filed { unlock, stretching, revision, stamp: Some(stamp) })
+        (keyring, Filed { unlock, stretching, revision, stamp, certain: true })
     }
 }
 
@@ -401,12 +403,15 @@ impl State {
         let Some(filed) = &mut self.filed else {
             return Ok(());
         };
-        if filed.stamp == Some(file.stamp()?) {
+        if filed.certain && filed.stamp == file.stamp()? {
             return Ok(());
         }
         let loaded = file.load(&filed.unlock)?;
-        // A revoked key must not come back because somebody put an old file back under a running process.
-        if loaded.keyring.id != self.keyring.id || loaded.revision < filed.revision {
+        // A revoked key must not come back because somebody put an old file back under a running process; nor because an old one
+        // was changed until it had the same age.
+        let older = loaded.revision < filed.revision;
+        let forked = loaded.revision == filed.revision && loaded.stamp != filed.stamp;
+        if loaded.keyring.id != self.keyring.id || older || forked {
             return Err(Error::Tampered {
                 file: file.path().display().to_string(),
                 offset_bytes: 32,
@@ -415,16 +420,26 @@ impl State {
         }
         filed.revision = loaded.revision;
         filed.stretching = loaded.stretching;
-        filed.stamp = Some(loaded.stamp);
+        filed.stamp = loaded.stamp;
+        filed.certain = true;
         self.keyring = loaded.keyring;
         self.unwritten = false;
         Ok(())
     }
 }
 
-fn next(revision: u64) -> Result<u64> {
-    let what = "rewrites of a keyring";
-    revision.checked_add(1).ok_or(Error::LimitExceeded { what, limit: u64::MAX, actual: u64::MAX })
+impl Filed {
+    /// Replace the file by the next revision.
+    fn store(&mut self, file: &KeyringFile, keyring: &Keyring) -> Result<()> {
+        let what = "rewrites of a keyring";
+        let limit = u64::MAX;
+        let revision = self.revision.checked_add(1).ok_or(Error::LimitExceeded { what, limit, actual: limit })?;
+        self.certain = false;
+        self.stamp = file.store(keyring, revision, &self.unlock, &self.stretching)?;
+        self.revision = revision;
+        self.certain = true;
+        Ok(())
+    }
 }
 
 fn find(keyring: &Keyring, name: &str) -> ProviderResult<usize> {

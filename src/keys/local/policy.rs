@@ -87,7 +87,7 @@ pub enum KeyOperation {
     ReEncryptTo = 6,
     /// [`KeyProvider::create_grant`].
     CreateGrant = 7,
-    /// [`KeyProvider::retire_grant`] of a grant that is somebody else's: its own parties always may.
+    /// [`KeyProvider::retire_grant`] of a grant that is somebody else's: its own parties may, unless it is denied them.
     RetireGrant = 8,
     /// [`KeyProvider::revoke_grant`].
     RevokeGrant = 9,

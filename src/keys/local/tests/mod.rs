@@ -130,7 +130,11 @@ fn an_older_copy_put_back_does_not_bring_a_disabled_key_back_to_a_process_that_k
     world.vfs.plant(RING, &older).unwrap();
     assert_eq!(reason(generate(&kms, &arn)), ProviderReason::Unreachable);
     // A new process cannot know; the documentation says so.
-    generate(&opened(&world).unwrap(), &arn).unwrap();
+    let unknowing = opened(&world).unwrap();
+    generate(&unknowing, &arn).unwrap();
+    // Nor does the old copy become a newer one by growing as old as what was seen.
+    unknowing.create_key(None, "").unwrap();
+    assert_eq!(reason(generate(&kms, &arn)), ProviderReason::Unreachable);
 }
 
 #[test]
