@@ -77,6 +77,27 @@ const WRAP_PURPOSE: &str = "data key";
 ///
 /// Cheap to clone; all clones are one keyring. It tells principals apart, and decides by the key's policy and grants. Its own methods act
 /// as the keyring's holder, who is the [owner](Principal::Owner); what others ask comes in through [`KeyProvider`].
+///
+/// # Example
+/// ```
+/// use strongroom::LocalKms;
+/// use strongroom::io::Environment;
+/// use strongroom::keys::{CreateGrantRequest, GrantOperation, KeyProvider, Principal};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let kms = LocalKms::in_memory(Environment::os())?;
+/// let key = kms.create_key(Some("alias/ratings"), "for the ratings")?;
+/// kms.set_rotation_period("alias/ratings", Some(365))?;
+///
+/// let ada = Principal::Named("ada".to_owned());
+/// kms.create_grant(&CreateGrantRequest::new(key.arn, ada, [GrantOperation::Decrypt], Principal::Owner))?;
+///
+/// kms.schedule_deletion("alias/ratings", 30)?; // refused from now on, and still to be saved
+/// kms.cancel_deletion("alias/ratings")?;
+/// kms.enable("alias/ratings")?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct LocalKms(Arc<Shared>);
 
