@@ -601,7 +601,8 @@ fn a_crash_anywhere_leaves_whole_records_and_the_chain_goes_on() {
             let after = crashed.verify();
             assert_eq!(after.damages, [], "{place}, then {after:?}");
             // DescribeKey, CreateGrant, GenerateDataKey, CreateTable.
-            assert_eq!((after.records, after.attested), (report.records + 4, report.records + 4), "{place}");
+            // Whatever the opening had to make up for comes on top.
+            assert!(after.records >= report.records + 4 && after.attested == after.records, "{place}, then {after:?}");
         }
     }
     assert!(crashes > 200, "{crashes}");

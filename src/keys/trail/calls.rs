@@ -3,7 +3,7 @@
 //! [`Call`] is how the broker asks: one type per request, so that there is one function through which all of them go, and no request that the
 //! trail does not know. What a record shows is chosen here, field by field: key names, contexts, grants. Plaintext and ciphertext are never looked at.
 
-use super::record::{TrailResource, TrailValue};
+use super::record::{ENGINE, TrailResource, TrailValue};
 use crate::error::ProviderError;
 use crate::keys::provider::*;
 
@@ -166,10 +166,10 @@ impl Call for CreateGrantRequest {
         let operations = self.operations.iter().map(|operation| format!("{operation:?}").into()).collect();
         let mut request = vec![
             ("keyId", self.key.as_str().into()),
-            ("granteePrincipal", self.grantee.to_string().into()),
+            ("granteePrincipal", principal_id(&self.grantee).into()),
             ("operations", TrailValue::List(operations)),
         ];
-        request.extend(self.retiring_principal.as_ref().map(|who| ("retiringPrincipal", who.to_string().into())));
+        request.extend(self.retiring_principal.as_ref().map(|who| ("retiringPrincipal", principal_id(who).into())));
         request.extend(self.constraint.as_ref().map(|constraint| {
             let (name, pairs) = match constraint {
                 GrantConstraint::Equals(pairs) => ("encryptionContextEquals", pairs),
@@ -222,6 +222,15 @@ impl Call for Revoke<'_> {
 fn describing<'a>(key: &str, principal: &'a Principal, answer: Result<&KeyDescription, &ProviderError>) -> Shown<'a> {
     let keys = answer.map_or_else(|_| vec![key.to_owned()], |described| vec![described.arn.clone()]);
     Shown::new("DescribeKey", principal, keys, TrailValue::object([("keyId", key.into())]))
+}
+
+/// A principal, as the trail names it.
+pub(super) fn principal_id(principal: &Principal) -> &str {
+    match principal {
+        Principal::Owner => "owner",
+        Principal::Service => ENGINE,
+        Principal::Named(name) => name,
+    }
 }
 
 fn keyed(key: &str, pairs: &EncryptionContext) -> TrailValue {

@@ -433,11 +433,12 @@ impl Chain {
 
 impl Draft {
     fn into_record(self, store: StoreId, time_ms: u64, link: TrailLink) -> TrailRecord {
-        let (kind, id) = match self.principal {
-            Principal::Owner => ("Owner", "owner".to_owned()),
-            Principal::Service => ("Service", ENGINE.to_owned()),
-            Principal::Named(name) => ("Principal", name),
+        let kind = match self.principal {
+            Principal::Owner => "Owner",
+            Principal::Service => "Service",
+            Principal::Named(_) => "Principal",
         };
+        let id = calls::principal_id(&self.principal).to_owned();
         let invoked_by = self.invoked_by.then(|| ENGINE.to_owned());
         let [request_id, event_id] = ids(store, time_ms, &link);
         TrailRecord {
