@@ -26,6 +26,7 @@ mod memory;
 mod model;
 mod permits;
 mod rotate;
+mod sessions;
 mod smoke;
 mod tamper;
 mod threads;
