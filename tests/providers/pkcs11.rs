@@ -352,6 +352,27 @@ fn a_token_that_is_not_there_is_an_outage() {
     assert!(by_serial.create_key("k").unwrap().arn.contains(":there:"));
 }
 
+/// A token that let everybody in by the owner's login would make a session for somebody else a door for all.
+#[test]
+fn a_principal_whom_the_token_does_not_know_is_refused() {
+    let Some(token) = token("principals") else { return };
+    let provider = token.provider();
+    assert!(!provider.describe().tells_principals_apart);
+    let (arn, ada) = (provider.create_key("k").unwrap().arn, Principal::Named("ada".to_owned()));
+    let made = generate(&provider, "k").unwrap();
+    let asked = [
+        provider.describe_key(&DescribeKeyRequest::new("k", ada.clone())).map(drop),
+        provider.generate_data_key(&GenerateDataKeyRequest::new("k", context(), ada.clone())).map(drop),
+        provider.decrypt(&DecryptRequest::new(arn, made.ciphertext, context(), ada.clone())).map(drop),
+        provider.encrypt(&EncryptRequest::new("k", made.plaintext, context(), ada.clone())).map(drop),
+        provider.managed_key(&EngineKeyRequest::new(ada.clone())).map(drop),
+        provider.owned_key(&EngineKeyRequest::new(ada)).map(drop),
+    ];
+    for answer in asked {
+        assert_eq!(refusal(answer), ProviderReason::PrincipalUnsupported);
+    }
+}
+
 #[test]
 fn many_threads_use_one_provider() {
     let Some(token) = token("threads") else { return };

@@ -21,7 +21,7 @@
 //! made per table and rotation, so that this takes longer than any token lasts; but do not give the key to another program that uses GCM with
 //! it as well.
 //!
-//! A token knows one user, not principals, so that this provider does not tell them apart.
+//! A token knows one user, not principals, so that this provider does not tell them apart: owner and service are the same, others are refused.
 
 mod session;
 mod trouble;
@@ -126,9 +126,20 @@ impl Pkcs11Provider {
         })
     }
 
-    fn engine_key(&self, alias: &str) -> ProviderResult<KeyDescription> {
+    /// The token, as the user whom this principal is.
+    fn user_of(&self, principal: &Principal) -> ProviderResult<&Token> {
+        match principal {
+            Principal::Owner | Principal::Service => Ok(&self.0),
+            Principal::Named(_) => {
+                let message = format!("a token knows one user, who is not {principal}");
+                Err(ProviderError::new(ProviderReason::PrincipalUnsupported, message))
+            }
+        }
+    }
+
+    fn engine_key(&self, alias: &str, principal: &Principal) -> ProviderResult<KeyDescription> {
         let wanted = [Attribute::Label(alias.into())];
-        self.0.with(|session| {
+        self.user_of(principal)?.with(|session| {
             if let Some(found) = find(session, &wanted)?.first() {
                 return Ok(self.description(found));
             }
@@ -206,7 +217,7 @@ impl KeyProvider for Pkcs11Provider {
     }
 
     fn describe_key(&self, request: &DescribeKeyRequest) -> ProviderResult<KeyDescription> {
-        self.0.with(|session| {
+        self.user_of(&request.principal)?.with(|session| {
             let found = self.key(session, &request.key)?;
             found.check_fit()?;
             Ok(self.description(&found))
@@ -214,7 +225,7 @@ impl KeyProvider for Pkcs11Provider {
     }
 
     fn generate_data_key(&self, request: &GenerateDataKeyRequest) -> ProviderResult<GeneratedDataKey> {
-        self.0.with(|session| {
+        self.user_of(&request.principal)?.with(|session| {
             let key = self.key(session, &request.key)?;
             let plaintext = DataKey::try_from_fn(|bytes| session.generate_random_slice(bytes))?;
             let ciphertext = self.wrap(session, &key, &plaintext, &request.context)?;
@@ -223,7 +234,7 @@ impl KeyProvider for Pkcs11Provider {
     }
 
     fn decrypt(&self, request: &DecryptRequest) -> ProviderResult<DecryptedDataKey> {
-        self.0.with(|session| {
+        self.user_of(&request.principal)?.with(|session| {
             let key = self.key(session, &request.key_arn)?;
             key.check_enabled()?;
             let mut wrap = Unpacked::parse(&request.ciphertext).ok_or_else(not_ours)?;
@@ -238,19 +249,19 @@ impl KeyProvider for Pkcs11Provider {
     }
 
     fn encrypt(&self, request: &EncryptRequest) -> ProviderResult<EncryptedDataKey> {
-        self.0.with(|session| {
+        self.user_of(&request.principal)?.with(|session| {
             let key = self.key(session, &request.key)?;
             let ciphertext = self.wrap(session, &key, &request.plaintext, &request.context)?;
             Ok(EncryptedDataKey::new(ciphertext, self.arn(&key.id)))
         })
     }
 
-    fn managed_key(&self, _request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
-        self.engine_key(MANAGED_ALIAS)
+    fn managed_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
+        self.engine_key(MANAGED_ALIAS, &request.principal)
     }
 
-    fn owned_key(&self, _request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
-        self.engine_key(OWNED_ALIAS)
+    fn owned_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
+        self.engine_key(OWNED_ALIAS, &request.principal)
     }
 }
 
