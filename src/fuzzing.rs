@@ -23,7 +23,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use formats::{block, codec, current, frame, keyfile, keyring, log, manifest, names, scrub};
+pub use formats::{block, codec, current, frame, keyfile, keyring, log, manifest, names, parked, scrub};
 pub use operations::operations;
 pub use table::table;
 
@@ -31,7 +31,7 @@ pub use table::table;
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("block", block),
     ("codec", codec),
     ("current", current),
@@ -42,6 +42,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("manifest", manifest),
     ("names", names),
     ("operations", operations),
+    ("parked", parked),
     ("scrub", scrub),
     ("table", table),
 ];

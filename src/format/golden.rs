@@ -14,6 +14,7 @@ use crate::format::frame::{Expected, FileHeader, FileOpener, FileSealer, FrameKi
 use crate::format::keyfile::{KeyFile, KeyState, MasterKind, SystemKeyFile, Wrap};
 use crate::format::log::{GroupWriter, LogPoint, SectionReader, SegmentOpener, SegmentSealer, entry_bytes};
 use crate::format::manifest::{Edit, EditGroup, ManifestOpener, ManifestSealer};
+use crate::format::parked::ParkedOpener;
 use crate::format::testing::*;
 use crate::options::Compression;
 use crate::types::{Epoch, FileKind, FileNumber, Generation, Kind, Seq, Slot, TableId};
@@ -41,6 +42,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
         files.push((format!("log-{name}.bin"), log(suite, &entropy)));
         files.push((format!("frames-{name}.bin"), frames(suite, &entropy, Compression::None)));
         files.push((format!("manifest-keys-{name}.bin"), manifest(suite, &entropy, key_groups())));
+        files.push((format!("parked-{name}.bin"), crate::format::parked::tests::file(suite, 2, &entropy).0));
     }
     files
 }
@@ -251,6 +253,33 @@ fn golden_manifests_and_segments_open() {
         reader.finish(&here()).unwrap();
         let (mark, _) = segment.open_envelope(frames.next().unwrap(), &here()).unwrap();
         assert_eq!((mark.previous, mark.sections.len()), (tag, 0));
+    }
+}
+
+#[test]
+fn golden_parked_sections_open() {
+    for suite in ["aes", "chacha"] {
+        let bytes = golden(&format!("parked-{suite}.bin"));
+        let of = Expected { kind: FileKind::Parked, number: FileNumber(34), subject: TABLE, suite: None, salt: None };
+        let mut opener = ParkedOpener::open(&bytes, &system_key(), &of, &here()).unwrap();
+        let mut frames = journal(&bytes).into_iter();
+        assert!(opener.feed_index(frames.next().unwrap(), &here()).unwrap());
+        let sections: Vec<_> = [frames.next().unwrap(), frames.next().unwrap()].into();
+        let end = frames.next().unwrap();
+        let (tag, len_bytes) = (*end.last_chunk().unwrap(), bytes.len() as u64);
+        let (origin, listed) = opener.finish(end, (tag, len_bytes), len_bytes, &here()).unwrap();
+        let header = FileHeader::decode(&bytes, &here()).unwrap();
+        for (number, (section, frame)) in listed.iter().zip(sections).enumerate() {
+            let key = table_key().stream_key(header.suite, FileKind::Log, origin.segment, &origin.salt);
+            let mut reader = SectionReader::new(key, section);
+            reader.feed(frame, &here()).unwrap();
+            let entry = reader.next_entry(&here()).unwrap().unwrap();
+            assert_eq!(
+                (entry.seq.get(), entry.key, entry.value),
+                (100 + 3 * number as u64, &b"key"[..], &b"value"[..])
+            );
+            reader.finish(&here()).unwrap();
+        }
     }
 }
 

@@ -304,4 +304,4 @@ pub(crate) fn check_len(len_bytes: u64, pinned: u64, place: &Where<'_>) -> Resul
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

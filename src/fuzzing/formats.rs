@@ -15,6 +15,7 @@ use crate::format::frame::{
 use crate::format::keyfile::{KeyFile, SystemKeyFile, decode_context, encode_context};
 use crate::format::log::{Envelope, GroupWriter, LogPoint, Section, SectionReader, SegmentOpener, SegmentSealer};
 use crate::format::manifest::{EditGroup, ManifestOpener, ManifestSealer};
+use crate::format::parked::{IndexPiece, ParkedEnd, ParkedOpener};
 use crate::format::scrub::Scrub;
 use crate::format::testing::{Counting, TABLE, here, system_key, table_key};
 use crate::io::Environment;
@@ -692,6 +693,41 @@ fn whole_file(kind: FileKind, payloads: &[u8]) -> (Vec<u8>, u64) {
         return (file, 2);
     }
     (file, sealer.frames())
+}
+
+// ---- parked sections -----------------------------------------------------------------------------------------
+
+/// Index and end of a file of parked sections.
+pub fn parked(data: &[u8]) {
+    let index = IndexPiece::decode(data).ok();
+    if let Some(index) = &index {
+        assert_eq!(index.encode(), data);
+        assert!(index.sections.capacity() * 64 <= data.len());
+    }
+    let end = ParkedEnd::decode(data).ok();
+    if let Some(end) = &end {
+        assert_eq!(end.encode(), data);
+    }
+    if data.is_empty() || data.len() > 2_000 {
+        return;
+    }
+    // As the plaintext of a frame with a right tag, once as each kind.
+    let mut file = Vec::new();
+    let (kind, number, subject) = (FileKind::Parked, FileNumber(34), OWNER.table());
+    let entropy = Counting::default();
+    let mut sealer = FileSealer::create(&SYSTEM, SUITE, kind, number, subject, &entropy, &mut file).unwrap();
+    let expected = Expected { kind, number, subject, suite: None, salt: None };
+    let mut opener = ParkedOpener::open(&file, &SYSTEM, &expected, &here()).unwrap();
+    let mut frame = Vec::new();
+    let tag = sealer.seal_journal(FrameKind::ParkedIndex, data, &mut frame).unwrap().tag;
+    let (frame_bytes, fed) = (frame.len() as u64, opener.feed_index(frame, &here()));
+    assert_eq!(fed.ok(), index.as_ref().map(|index| !index.more));
+    assert!(opener.sections().len() * 64 <= data.len());
+    let mut frame = Vec::new();
+    let last = sealer.seal_journal(FrameKind::ParkedEnd, data, &mut frame).unwrap().tag;
+    assert_ne!(tag, last);
+    // It cannot be both: index and end have different lengths.
+    assert!(opener.finish(frame, (last, frame_bytes), frame_bytes, &here()).is_err());
 }
 
 // ---- keyring -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ use crate::format::codec::Put;
 use crate::format::frame::{FRAME_HEAD_BYTES, FileOpener, FrameHead, FrameKind, HEADER_BYTES};
 use crate::format::log::{Envelope, LogPoint, Section};
 use crate::format::manifest::{EditGroup, tests as edits};
+use crate::format::parked::{self, IndexPiece, ParkedEnd};
 use crate::format::testing::*;
 use crate::io::Vfs;
 use crate::io::mem::MemVfs;
@@ -70,7 +71,7 @@ macro_rules! replay {
     };
 }
 
-replay! { block codec current frame keyfile keyring log manifest names operations scrub table }
+replay! { block codec current frame keyfile keyring log manifest names operations parked scrub table }
 
 #[test]
 fn every_target_is_a_program_has_a_corpus_and_is_replayed() {
@@ -145,6 +146,11 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     add("log", "envelope", envelope().encode());
     add("log", "section", section(40));
     add("log", "section-small-frames", section(2));
+    for (name, more) in [("index", false), ("index-more", true)] {
+        let (origin, sections, _) = parked::tests::sections(Suite::Aes256Gcm, 2, &Counting::default());
+        add("parked", name, IndexPiece { origin, sections, more }.encode());
+    }
+    add("parked", "end", ParkedEnd { sections: 2, frames: 2, len_bytes: 600 }.encode());
     let group = EditGroup { epoch: Epoch(41), synced_ordinal: Some(3), edits: edits::edits() };
     add("manifest", "group", group.encode().to_vec());
     add("manifest", "picture", EditGroup { edits: picture(), ..group.clone() }.encode().to_vec());

@@ -6,6 +6,7 @@ use crate::format::frame::FrameKind;
 use crate::format::keyfile::KeyFile;
 use crate::format::log::{Envelope, Section};
 use crate::format::manifest::{Edit, EditGroup, FileRecord, KeyPin, ParkedRecord, TableRecord};
+use crate::format::parked::{IndexPiece, Origin, ParkedEnd};
 use crate::format::table::{self, Footer, Handle, Properties, RunPointer};
 use crate::types::Kind;
 
@@ -197,6 +198,18 @@ pub(super) fn envelope(envelope: &Envelope) -> Vec<String> {
     )];
     lines.extend(envelope.sections.iter().map(|one| format!("  {}", section(one))));
     lines
+}
+
+pub(super) fn parked_index(index: &IndexPiece) -> Vec<String> {
+    let goes_on = if index.more { ", goes on in the next frame" } else { "" };
+    let Origin { segment, salt } = index.origin;
+    let mut lines = vec![format!("carried out of segment {segment}, salt {}{goes_on}", hex(salt.as_bytes()))];
+    lines.extend(index.sections.iter().map(|one| format!("  {}", section(one))));
+    lines
+}
+
+pub(super) fn parked_end(end: &ParkedEnd) -> Vec<String> {
+    vec![format!("end: {} sections in {} frames, {} bytes of file", end.sections, end.frames, end.len_bytes)]
 }
 
 fn section(section: &Section) -> String {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::contents::{self, hex};
 use super::{Inspection, Source};
-use crate::crypto::{Authentic, TableKey, Wiped};
+use crate::crypto::{Authentic, StreamKey, Suite, TableKey, Wiped};
 use crate::error::{Error, Result};
 use crate::format::block::Block;
 use crate::format::codec::Refusal;
@@ -29,6 +29,7 @@ use crate::format::frame::{
 use crate::format::keyfile::KeyFile;
 use crate::format::log::{Section, SectionReader, SegmentOpener};
 use crate::format::manifest::EditGroup;
+use crate::format::parked::{Origin, ParkedOpener};
 use crate::format::table::{Footer, Properties, decode_bounds};
 use crate::format::{FileName, Where};
 use crate::io::directory::Directory;
@@ -148,6 +149,10 @@ impl Header {
     /// What opens the file's frames.
     fn opener(&self, place: &Where<'_>) -> Option<FileOpener> {
         FileOpener::open(&self.bytes, self.key.as_ref()?, &self.expected(), place).ok()
+    }
+
+    fn parked_opener(&self, place: &Where<'_>) -> Option<ParkedOpener> {
+        ParkedOpener::open(&self.bytes, self.key.as_ref()?, &self.expected(), place).ok()
     }
 
     fn segment_opener(&self, place: &Where<'_>) -> Option<SegmentOpener> {
@@ -307,6 +312,7 @@ impl<'a> Dump<'a> {
         let place = Where::new(&source.name, 0);
         let mut reader = match header {
             Some(header) if header.header.kind == FileKind::Manifest => Reader::manifest(header.opener(&place)),
+            Some(header) if header.header.kind == FileKind::Parked => Reader::parked(header.parked_opener(&place)),
             Some(header) => Reader::log(header.segment_opener(&place)),
             None => Reader::Sealed,
         };
@@ -375,18 +381,45 @@ impl<'a> Dump<'a> {
                 opens(contents::envelope(&envelope))
             }
             (Reader::Log { opener, sections, section }, FrameKind::Section) => {
-                let named = |section: &&Section| section.first_ordinal == head.ordinal;
-                if let Some(found) = sections.iter().find(named) {
-                    *section = None;
-                    let key = self.section_key(found)?;
-                    *section = Some(Box::new(SectionReader::new(opener.table_key(&key, found.suite), found)));
-                }
-                match section {
-                    Some(section) => opens(self.entries(section, frame, place)?),
-                    None => Ok(("sealed".to_owned(), Vec::new())),
-                }
+                let stream = |key: &TableKey, suite| opener.table_key(key, suite);
+                self.section(&stream, sections, section, head, frame, place)
+            }
+            (Reader::Parked { opener, sections, origin, .. }, FrameKind::ParkedIndex) => {
+                let piece = opener.open_index(frame, head.ordinal, place)?.into_inner();
+                sections.extend_from_slice(&piece.sections);
+                *origin = Some(piece.origin);
+                opens(contents::parked_index(&piece))
+            }
+            (Reader::Parked { sections, section, origin: Some(Origin { segment, salt }), .. }, FrameKind::Section) => {
+                let stream = |key: &TableKey, suite| key.stream_key(suite, FileKind::Log, *segment, salt);
+                self.section(&stream, sections, section, head, frame, place)
+            }
+            (Reader::Parked { opener, .. }, FrameKind::ParkedEnd) => {
+                let end = opener.open_end(frame, head.ordinal, place)?;
+                opens(contents::parked_end(&end))
             }
             _ => Ok(("sealed".to_owned(), Vec::new())),
+        }
+    }
+
+    /// The next frame of a section, which is one of these if it is a section's first.
+    fn section(
+        &mut self,
+        stream: &dyn Fn(&TableKey, Suite) -> StreamKey,
+        sections: &[Section],
+        section: &mut Option<Box<SectionReader>>,
+        head: &JournalHead,
+        frame: Vec<u8>,
+        place: &Where<'_>,
+    ) -> Result<(String, Vec<String>)> {
+        if let Some(found) = sections.iter().find(|section| section.first_ordinal == head.ordinal) {
+            *section = None;
+            let key = self.section_key(found)?;
+            *section = Some(Box::new(SectionReader::new(stream(&key, found.suite), found)));
+        }
+        match section {
+            Some(section) => Ok(("opens".to_owned(), self.entries(section, frame, place)?)),
+            None => Ok(("sealed".to_owned(), Vec::new())),
         }
     }
 
@@ -441,6 +474,12 @@ enum Reader {
         /// Pieces of a group of which more is to come.
         pending: Wiped,
     },
+    Parked {
+        opener: Box<ParkedOpener>,
+        origin: Option<Origin>,
+        sections: Vec<Section>,
+        section: Option<Box<SectionReader>>,
+    },
     Log {
         opener: Box<SegmentOpener>,
         /// Those of the last envelope.
@@ -452,6 +491,15 @@ enum Reader {
 impl Reader {
     fn manifest(opener: Option<FileOpener>) -> Reader {
         opener.map_or(Reader::Sealed, |opener| Reader::Manifest { opener, pending: Wiped::new() })
+    }
+
+    fn parked(opener: Option<ParkedOpener>) -> Reader {
+        opener.map_or(Reader::Sealed, |opener| Reader::Parked {
+            opener: Box::new(opener),
+            origin: None,
+            sections: Vec::new(),
+            section: None,
+        })
     }
 
     fn log(opener: Option<SegmentOpener>) -> Reader {
@@ -467,6 +515,8 @@ impl Reader {
         match self {
             Reader::Sealed => {}
             Reader::Manifest { pending, .. } => *pending = Wiped::new(),
+            // Its index still says what is behind a hole.
+            Reader::Parked { section, .. } => *section = None,
             Reader::Log { sections, section, .. } => {
                 sections.clear();
                 *section = None;

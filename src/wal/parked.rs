@@ -191,3 +191,6 @@ impl ParkedFile {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

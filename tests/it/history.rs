@@ -15,7 +15,7 @@ use std::sync::Arc;
 use strongroom::io::mem::Loss;
 use strongroom::options::{Durability, TableOptions};
 use strongroom::types::TableId;
-use strongroom::{Batch, Store, Table};
+use strongroom::{Batch, ErrorKind, Store, Table};
 
 use crate::world::{Contents, DIR, Row, World, contents};
 
@@ -266,9 +266,31 @@ impl Recorder {
         self.handles = self.history.tables.keys().map(|name| (name.clone(), self.store.table(name).unwrap())).collect();
     }
 
+    /// A table's key is refused, and a batch over it with it.
+    pub fn refused(&self, table: &str) {
+        let error = self.handles[table].get("key 00").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::KeyUnavailable, "{error}");
+        let mut batch = self.store.batch();
+        for table in self.handles.values() {
+            batch.put(table, "none", "of it");
+        }
+        assert_eq!(batch.commit().unwrap_err().kind(), ErrorKind::KeyUnavailable);
+    }
+
+    /// How many files of parked sections there are.
+    pub fn parked_files(&self) -> usize {
+        self.world.sim.vfs.snapshot().into_keys().filter(|path| path.starts_with(format!("{DIR}/parked"))).count()
+    }
+
     /// The process ends without a word and another one opens the store, while the machine goes on: what was not synced is still
     /// not synced.
     pub fn kill(&mut self) {
+        self.kill_unread();
+        self.check_now();
+    }
+
+    /// As [`kill`](Recorder::kill), where not every table can be read.
+    pub fn kill_unread(&mut self) {
         self.world.sim.scheduler.abandon();
         // Nobody closes the store; and the lock goes with the process.
         std::mem::forget(std::mem::take(&mut self.handles));
@@ -279,7 +301,6 @@ impl Recorder {
         let acked = self.events();
         self.history.steps.push(Step { begun, acked, what: What::Barrier });
         self.handles = self.history.tables.keys().map(|name| (name.clone(), self.store.table(name).unwrap())).collect();
-        self.check_now();
     }
 
     /// Do some background work.
