@@ -60,8 +60,8 @@ impl World {
         let LogPoint { end_bytes, .. } = log.end();
         let known = KnownSegment { number: origin.segment, salt: origin.salt, end_bytes };
         let slots = [Slot(1), Slot(2)].into();
-        let found = sections_of(&dir, &system.all(), &[known], &slots).unwrap();
-        let carrier = Carrier { dir: &dir, entropy: &*sim.entropy, system: &system.sealing(), suite };
+        let found = sections_of(&dir, &system.all().unwrap(), &[known], &slots).unwrap();
+        let carrier = Carrier { dir: &dir, entropy: &*sim.entropy, system: &system.sealing().unwrap(), suite };
         let parked = (0..2).map(|table| {
             let (number, slot) = (FileNumber(10 + table), Slot(1 + table as u32));
             carrier.carry(number, (slot, TABLES[table as usize]), origin, &found[&slot]).unwrap()
@@ -82,7 +82,7 @@ impl World {
     fn read(&self, bytes: &[u8]) -> Result<Vec<u64>> {
         let _ = self.disk.delete(self.path(0));
         self.disk.plant(self.path(0), bytes).unwrap();
-        let mut file = ParkedFile::open(&self.dir, &self.system.all(), TABLES[0], &self.parked[0])?;
+        let mut file = ParkedFile::open(&self.dir, &self.system.all().unwrap(), TABLES[0], &self.parked[0])?;
         let mut seqs = Vec::new();
         let key_of = |_| Ok(&self.keys[0]);
         file.entries(&key_of, Seq::ZERO, &mut |seq, _, _, _| {
@@ -198,7 +198,7 @@ fn another_tables_file_and_parts_of_it_are_refused() {
 #[test]
 fn sections_do_not_open_under_another_key() {
     let world = World::new();
-    let mut file = ParkedFile::open(&world.dir, &world.system.all(), TABLES[0], &world.parked[0]).unwrap();
+    let mut file = ParkedFile::open(&world.dir, &world.system.all().unwrap(), TABLES[0], &world.parked[0]).unwrap();
     let key_of = |_| Ok(&world.keys[1]);
     let read = file.entries(&key_of, Seq::ZERO, &mut |_, _, _, _| Ok(()));
     assert_eq!(read.unwrap_err().kind(), ErrorKind::Tampering);
