@@ -243,8 +243,10 @@ impl Engine {
 
     /// How many tables are under this key; `None` if a key file does not say.
     fn tables_under(&self, key: &str) -> Option<usize> {
-        let mut index = self.grants.index.lock();
-        if index.is_none() {
+        let is_known = self.grants.index.lock().is_some();
+        if !is_known {
+            // Whoever replaces a key file notes it under this lock, so that what is read here is whole.
+            let _creating = self.creating.lock();
             let tables = self.manifest.with_state(|state| {
                 let tables = state.tables.values().filter(|meta| !meta.record.dropping);
                 let others = tables.filter(|meta| meta.record.master != MasterKind::Owned);
@@ -252,10 +254,11 @@ impl Engine {
             });
             let mut read = Index::default();
             for (slot, table) in tables {
-                read.note(slot, keys_of(&self.read_key_file(slot, table).ok()?));
+                read.note(slot, keys_of(&self.settle_key_file(slot, table).ok()?.record));
             }
-            *index = Some(read);
+            *self.grants.index.lock() = Some(read);
         }
+        let index = self.grants.index.lock();
         index.as_ref().map(|index| index.tables.get(key).copied().unwrap_or(0))
     }
 }

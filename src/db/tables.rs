@@ -180,7 +180,7 @@ impl Engine {
         let creating = self.creating.lock();
         self.check_writable()?;
         let table = self.catalog.named(name)?;
-        let keys = self.read_key_file(table.slot, table.id).ok();
+        let keys = self.settled_key_file(&table).ok();
         {
             // Nobody is inserting while the writer's lock is held, and nobody finds the table afterwards. Nor is a flush or a
             // compaction being installed: its edits behind this one would be about files that are not there.

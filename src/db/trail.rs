@@ -1,13 +1,13 @@
-//! What the store tells its trail besides what its key providers are asked: calls that create and drop tables, refused ones too; and how the
+//! What the store tells its trail besides what its key providers are asked: calls that create, change and drop tables, refused ones too; and how the
 //! manifest attests the trail.
 
 use super::{Engine, Handle};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::keyfile::MasterKind;
 use crate::format::manifest::Edit;
 use crate::keys::Master;
 use crate::keys::trail::TableCall;
-use crate::options::TableOptions;
+use crate::options::{MasterKey, TableOptions};
 use crate::types::TableId;
 
 /// A table that may come to exist.
@@ -45,6 +45,27 @@ impl Handle {
             };
             trail.table_called(&call, outcome.as_ref().err());
         }
+    }
+
+    /// A table's master key was changed, or was not. `changed` is the table and its master key, as far as they are known.
+    pub(super) fn record_change(
+        &self,
+        name: &str,
+        master_key: &MasterKey,
+        changed: Option<(TableId, &Master)>,
+        failed: Option<&Error>,
+    ) {
+        let Some(trail) = self.keys.trail() else { return };
+        let customers = changed.filter(|(_, master)| master.kind != MasterKind::Owned);
+        let call = TableCall {
+            name: "UpdateTable",
+            principal: self.principal(),
+            table: changed.map(|(table, _)| table),
+            table_name: name,
+            master_key: Some(master_key.name()),
+            master_key_arn: customers.map(|(_, master)| master.arn.as_str()),
+        };
+        trail.table_called(&call, failed);
     }
 
     /// A table was dropped, or was not. `table` is what had the name before.

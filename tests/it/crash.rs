@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use strongroom::io::mem::{Loss, MemVfs};
 use strongroom::options::Durability::{self, Buffered, Sync};
-use strongroom::{MasterKey, Store};
+use strongroom::{KeyChange, MasterKey, Store};
 
 use crate::history::{Expected, Recorder, Write};
 use crate::world::{Contents, Dice, World, contents, setting, tiny_table};
@@ -26,7 +26,7 @@ use crate::world::{Contents, Dice, World, contents, setting, tiny_table};
 /// What is done to a store before the crash.
 type Workload = fn(&mut Recorder, &mut Dice);
 
-const WORKLOADS: [(&str, Workload); 9] = [
+const WORKLOADS: [(&str, Workload); 11] = [
     ("single writes", single_writes),
     ("batches over three tables", batches),
     ("flush and compaction behind the writes", churn),
@@ -35,6 +35,8 @@ const WORKLOADS: [(&str, Workload); 9] = [
     ("large values", large_values),
     ("idle tables are put away", idle),
     ("the process is killed in between", killed),
+    ("tables go to other master keys", rewrapped),
+    ("table keys rotate", rotated),
     ("many log segments without a sync", unsynced),
 ];
 
@@ -187,6 +189,47 @@ fn killed(recorder: &mut Recorder, dice: &mut Dice) {
     single_write(recorder, dice, "t", 20, 0);
 }
 
+fn rewrapped(recorder: &mut Recorder, dice: &mut Dice) {
+    let names = ["t", "u"];
+    recorder.create_tables(&names, &tiny_table(1));
+    for _ in 0..8 {
+        for _ in 0..6 {
+            let table = names[dice.below(2)];
+            single_write(recorder, dice, table, 60, 20);
+            recorder.run(dice.below(3));
+        }
+        let master = match dice.below(3) {
+            0 => MasterKey::owned(),
+            1 => MasterKey::managed(),
+            _ => MasterKey::customer(CUSTOMER_KEY),
+        };
+        let change = KeyChange::new(master);
+        let change = if dice.percent(30) { change.rewrap_only() } else { change };
+        recorder.update_table(names[dice.below(2)], change);
+        recorder.run(dice.below(6));
+    }
+}
+
+fn rotated(recorder: &mut Recorder, dice: &mut Dice) {
+    recorder.create_tables(&["t", "u"], &tiny_table(0));
+    for round in 0..4 {
+        for _ in 0..14 {
+            let (table, len) = (["t", "u"][dice.below(2)], 60 + dice.below(300));
+            single_write(recorder, dice, table, len, 10);
+            recorder.run(dice.below(3));
+        }
+        recorder.rotate("t");
+        for _ in 0..6 {
+            single_write(recorder, dice, "t", 100, 10);
+            recorder.run(dice.below(8));
+            recorder.pass(120);
+        }
+        if round % 2 == 1 {
+            recorder.wait_for_rotation("t");
+        }
+    }
+}
+
 fn unsynced(recorder: &mut Recorder, dice: &mut Dice) {
     recorder.create_tables(&["a", "b"], &tiny_table(0));
     for number in 0..100 {
@@ -301,9 +344,13 @@ fn parked_and_dropped(recorder: &mut Recorder, dice: &mut Dice) {
     recorder.world.kms.enable("alias/tenant").unwrap();
 }
 
+/// A master key that every world's keyring has.
+const CUSTOMER_KEY: &str = "alias/customer";
+
 /// Settings of a workload: those of all, but in the last of the first ones nothing is flushed, because a flush would sync the log.
 fn world(workload: usize, seed: u64) -> World {
     let mut world = World::new(seed);
+    world.kms.create_key(Some(CUSTOMER_KEY), "").unwrap();
     if workload >= WORKLOADS.len() {
         world.options.log_segment_bytes = 4 << 10;
         world.options.log_bytes_max = 12 << 10;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use strongroom::io::mem::Loss;
 use strongroom::options::{Durability, TableOptions};
 use strongroom::types::TableId;
-use strongroom::{Batch, ErrorKind, Store, Table};
+use strongroom::{Batch, ErrorKind, KeyChange, Store, Table};
 
 use crate::world::{Contents, DIR, Row, World, contents};
 
@@ -246,6 +246,25 @@ impl Recorder {
             recorder.history.tables.extend(tables.iter().cloned());
             What::Create(tables)
         });
+    }
+
+    /// Change a table's master key.
+    pub fn update_table(&mut self, name: &str, change: KeyChange) {
+        let begun = self.events();
+        self.store.update_table_with(name, change).unwrap();
+        assert!(begun < self.events());
+    }
+
+    /// Begin a new generation of a table's key.
+    pub fn rotate(&mut self, name: &str) {
+        let begun = self.events();
+        self.store.rotate_table_key(name).unwrap();
+        assert!(begun < self.events());
+    }
+
+    /// Wait until a table is under its newest key alone.
+    pub fn wait_for_rotation(&mut self, name: &str) {
+        self.store.rotation(name).unwrap().wait().unwrap();
     }
 
     pub fn drop_table(&mut self, name: &str) {

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use strongroom::error::ProviderReason;
 use strongroom::event::Event;
-use strongroom::io::mem::MemVfs;
+use strongroom::io::mem::{Loss, MemVfs};
 use strongroom::keys::faulty::{FaultyProvider, Operation, Rule};
 use strongroom::{
-    Delay, ErrorKind, KeyChange, LocalKms, MasterKey, SseStatus, Store, Table, TableOptions, TableStatus,
+    Delay, ErrorKind, KeyChange, LocalKms, MasterKey, SseStatus, Store, StoreOptions, Table, TableOptions, TableStatus,
 };
 
-use crate::world::{World, row, tiny_table};
+use crate::world::{Dice, Row, World, row, setting, tiny_options, tiny_table};
 
 /// A world whose provider has two keys of the user's.
 fn world(seed: u64) -> World {
@@ -359,4 +359,112 @@ fn a_rotation_goes_on_where_it_was_when_the_store_is_reopened() {
     }
     assert!(store.rotation("t").unwrap().progress().unwrap().done);
     assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 600);
+}
+
+/// What is left of a disk after a crash, opened while one of the master keys is refused.
+fn opens_without(world: &World, disk: &MemVfs, life: u64, refused: &str) -> Option<usize> {
+    world.kms.disable(refused).unwrap();
+    let again = world.over(disk.copy(), life);
+    let store = again.open().unwrap_or_else(|error| panic!("the store itself does not open: {error}"));
+    let found = store.table("t").unwrap();
+    let rows = row(&found).ok().map(|row| row.len());
+    drop((found, store));
+    world.kms.enable(refused).unwrap();
+    rows
+}
+
+#[test]
+fn a_crash_within_a_change_leaves_a_table_that_one_of_the_two_keys_opens() {
+    // Between two keys is the one place where a table can be lost for good.
+    let world = world(700);
+    let store = world.create();
+    let table = store.create_table("t", under("alias/old")).unwrap();
+    fill(&table, 0..20);
+    store.sync().unwrap();
+    let begun = world.sim.vfs.events();
+    store.update_table("t", MasterKey::customer("alias/new")).unwrap();
+    let ended = world.sim.vfs.events();
+    let (mut dice, mut life, mut with_new) = (Dice::new(701), 701, 0);
+    for event in begun..=ended {
+        for loss in Loss::ALL {
+            life += 10;
+            let disk = world.sim.vfs.crash_at(event, loss, dice.roll());
+            let old = opens_without(&world, &disk, life, "alias/new");
+            let new = opens_without(&world, &disk, life + 1, "alias/old");
+            assert!(old.is_some() != new.is_some(), "behind event {event}, {loss:?}: {old:?} and {new:?}");
+            assert_eq!(old.or(new), Some(20), "behind event {event}, {loss:?}");
+            with_new += usize::from(new.is_some());
+            let over = event == ended && loss != Loss::CutShort;
+            assert!(!over || new.is_some(), "the change was acknowledged, and the old key is needed still");
+        }
+    }
+    assert!(with_new > Loss::ALL.len(), "some crashes come behind the change");
+}
+
+#[test]
+fn readers_and_writers_run_through_changes_and_rotations() {
+    // An operation that fails, or reads something else, while keys change is an outage for whoever rotates.
+    let folder = tempfile::tempdir().unwrap();
+    let kms = LocalKms::in_memory(strongroom::io::Environment::os()).unwrap();
+    kms.create_key(Some("alias/one"), "").unwrap();
+    kms.create_key(Some("alias/two"), "").unwrap();
+    let options = StoreOptions { memtable_bytes: 64 << 10, write_budget_bytes: 256 << 10, ..tiny_options() };
+    let open = |create: bool| {
+        let builder = Store::builder(folder.path().join("data")).key_provider(kms.clone()).options(options.clone());
+        if create { builder.create().unwrap() } else { builder.open().unwrap() }
+    };
+    let store = open(true);
+    let table = store.create_table("t", tiny_table(1)).unwrap();
+    let stop = AtomicBool::new(false);
+    let rows = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..2u32)
+            .map(|writer| {
+                let (table, stop) = (table.clone(), &stop);
+                scope.spawn(move || {
+                    let (mut row, mut dice) = (Row::new(), Dice::new(u64::from(writer)));
+                    while !stop.load(Ordering::Relaxed) {
+                        let key = format!("{writer} {:03}", dice.below(400)).into_bytes();
+                        if dice.percent(20) {
+                            table.delete(&key).unwrap();
+                            row.remove(&key);
+                        } else {
+                            let len = dice.below(200);
+                            let value = dice.bytes(len);
+                            table.put(&key, &value).unwrap();
+                            row.insert(key.clone(), value);
+                        }
+                        let read = table.get(&key).unwrap();
+                        assert_eq!(read.as_deref(), row.get(&key).map(Vec::as_slice));
+                    }
+                    row
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for entry in table.iter() {
+                    entry.unwrap();
+                }
+            }
+        });
+        for round in 0..setting("STRONGROOM_ROTATIONS", 12) {
+            match round % 4 {
+                0 => drop(store.rotate_table_key("t").unwrap()),
+                1 => store.update_table("t", MasterKey::customer("alias/one")).unwrap(),
+                2 => store.update_table_with("t", KeyChange::new(MasterKey::owned()).rewrap_only()).unwrap(),
+                _ => store.update_table("t", MasterKey::customer("alias/two")).unwrap(),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(40));
+        }
+        stop.store(true, Ordering::Relaxed);
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect::<Vec<_>>()
+    });
+    store.rotation("t").unwrap().wait().unwrap();
+    assert_eq!(store.key_report("t").unwrap().generations.len(), 1);
+    let expected: Row = rows.into_iter().flatten().collect();
+    assert_eq!(row(&table).unwrap(), expected);
+    store.close().unwrap();
+    kms.disable("alias/one").unwrap();
+    let store = open(false);
+    assert_eq!(row(&store.table("t").unwrap()).unwrap(), expected);
 }

@@ -1,5 +1,6 @@
 //! Another master key for a table, or a new generation of its key: asked for, checked, and then in force at once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -75,9 +76,14 @@ impl Store {
     /// As for [`update_table`](Store::update_table).
     pub fn update_table_with(&self, name: &str, change: KeyChange) -> Result<()> {
         let engine = self.keyholder()?;
-        let table = engine.catalog.named(name)?;
-        let mut report = engine.change_keys(vec![table], &change)?;
-        report.failed.pop().map_or(Ok(()), |(_, error)| Err(error))
+        let outcome = engine.catalog.named(name).and_then(|table| {
+            let id = table.id;
+            let (mut report, master) = engine.change_keys(vec![table], &change)?;
+            report.failed.pop().map_or(Ok((id, master)), |(_, error)| Err(error))
+        });
+        let changed = outcome.as_ref().ok().map(|(id, master)| (*id, master));
+        self.handle.record_change(name, &change.master, changed, outcome.as_ref().err());
+        outcome.map(drop)
     }
 
     /// As [`update_table_with`](Store::update_table_with) for many tables: providers are asked at several places at once, and many tables
@@ -87,8 +93,8 @@ impl Store {
     /// [`Error::TableNotFound`] for any of them, [`Error::MasterKeyUnavailable`], or [`Error::Io`]. What concerns one table alone is in the report.
     pub fn update_tables(&self, names: &[&str], change: KeyChange) -> Result<RewrapReport> {
         let engine = self.keyholder()?;
-        let tables = names.iter().map(|name| engine.catalog.named(name)).collect::<Result<_>>()?;
-        engine.change_keys(tables, &change)
+        let tables: Vec<_> = names.iter().map(|name| engine.catalog.named(name)).collect::<Result<_>>()?;
+        self.change_many(tables, &change)
     }
 
     /// Wrap every table's key that is under the master key `from` (an ARN) anew under `to`: what there is to do before `from` can be
@@ -109,8 +115,18 @@ impl Store {
                 false
             }
         });
-        let mut report = engine.change_keys(tables, &KeyChange::new(to).rewrap_only())?;
+        let mut report = self.change_many(tables, &KeyChange::new(to).rewrap_only())?;
         report.failed.append(&mut failed);
+        Ok(report)
+    }
+
+    fn change_many(&self, tables: Vec<Arc<TableState>>, change: &KeyChange) -> Result<RewrapReport> {
+        let (report, master) = self.keyholder()?.change_keys(tables.clone(), change)?;
+        let failed: BTreeMap<&str, &Error> = report.failed.iter().map(|(name, error)| (name.as_str(), error)).collect();
+        for table in tables {
+            let failed = failed.get(&*table.name).copied();
+            self.handle.record_change(&table.name, &change.master, Some((table.id, &master)), failed);
+        }
         Ok(report)
     }
 
@@ -124,7 +140,7 @@ impl Store {
     /// As for [`update_table`](Store::update_table).
     pub fn rotate_table_key(&self, name: &str) -> Result<Rotation> {
         let table = self.table(name)?;
-        self.keyholder()?.rotate(table.state(), &Principal::Owner, Vec::new())?;
+        self.keyholder()?.rotate(table.state(), Vec::new())?;
         Ok(Rotation::new(table))
     }
 
@@ -145,70 +161,78 @@ impl Store {
 
 impl Engine {
     /// Change the keys of many tables.
-    fn change_keys(self: &Arc<Engine>, mut tables: Vec<Arc<TableState>>, change: &KeyChange) -> Result<RewrapReport> {
+    fn change_keys(
+        self: &Arc<Engine>,
+        mut tables: Vec<Arc<TableState>>,
+        change: &KeyChange,
+    ) -> Result<(RewrapReport, Master)> {
         self.check_writable()?;
         // Their key files lie side by side then, and share syncs of directories.
         tables.sort_by_key(|table| table.id);
         tables.dedup_by_key(|table| table.id);
         let master = self.keys.resolve(&change.master, &Principal::Owner)?;
+        let held = self.hold_grants([&master], &Principal::Owner)?;
         let rekey = if change.rewrap_only { Rekey::Rewrap } else { Rekey::Both };
+        let outcome = self.change_to(&tables, &master, rekey, held.edits().collect());
+        // Ends the grant for the new master key if nothing came of it, and those for the old ones if no other table needs them.
+        self.release_grants(held);
+        outcome.map(|report| (report, master))
+    }
+
+    fn change_to(
+        self: &Arc<Engine>,
+        tables: &[Arc<TableState>],
+        master: &Master,
+        rekey: Rekey,
+        mut edits: Vec<Edit>,
+    ) -> Result<RewrapReport> {
         let mut report = RewrapReport::default();
         for group in tables.chunks(GROUP_TABLES) {
             let mut marked = Vec::with_capacity(group.len());
             for table in group {
-                match self.check_limit(table, &master).and_then(|()| self.mark(table)) {
+                match self.mark(table) {
                     Ok(mark) => marked.push(mark),
                     Err(error) => report.failed.push((table.name.to_string(), error)),
                 }
             }
-            self.change_group(marked, Some(&master), rekey, &Principal::Owner, &[], &mut report)?;
+            self.change_group(marked, Some(master), rekey, &mut edits, &mut report)?;
         }
         Ok(report)
     }
 
     /// Begin a new generation of a table's key under its present master key. `edits` go into the manifest with it.
-    pub(in crate::db) fn rotate(
-        self: &Arc<Engine>,
-        table: &Arc<TableState>,
-        principal: &Principal,
-        edits: Vec<Edit>,
-    ) -> Result<()> {
+    pub(in crate::db) fn rotate(self: &Arc<Engine>, table: &Arc<TableState>, mut edits: Vec<Edit>) -> Result<()> {
         self.check_writable()?;
         let marked = vec![self.mark(table)?];
         let mut report = RewrapReport::default();
-        self.change_group(marked, None, Rekey::NewGeneration, principal, &edits, &mut report)?;
+        self.change_group(marked, None, Rekey::NewGeneration, &mut edits, &mut report)?;
         report.failed.pop().map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    /// Ask for all that is needed, then write it. Without a `master` each table keeps its own.
+    /// Ask for all that is needed, then write it. Without a `master` each table keeps its own. `edits` go into the manifest with the first tables.
     fn change_group(
         self: &Arc<Engine>,
         mut marked: Vec<Mark>,
         master: Option<&Master>,
         rekey: Rekey,
-        principal: &Principal,
-        edits: &[Edit],
+        edits: &mut Vec<Edit>,
         report: &mut RewrapReport,
     ) -> Result<()> {
         // A key file may be replaced by somebody else (an old wrap erased) while the provider is asked: then it is asked again.
         while !marked.is_empty() {
             let tables: Arc<Vec<Arc<TableState>>> = Arc::new(marked.iter().map(|mark| mark.0.clone()).collect());
-            let (engine, of, master_key, who) = (self.clone(), tables.clone(), master.cloned(), principal.clone());
-            let drafted = self.share_out(tables.len(), move |index| {
-                engine.draft_change(&of[index], master_key.as_ref(), rekey, &who)
-            });
+            let (engine, of, master_key) = (self.clone(), tables.clone(), master.cloned());
+            let drafted =
+                self.share_out(tables.len(), move |index| engine.draft_change(&of[index], master_key.as_ref(), rekey));
             let mut changes = Vec::with_capacity(drafted.len());
             for (table, drafted) in tables.iter().zip(drafted) {
                 match drafted {
-                    Ok(mut change) => {
-                        change.edits.extend_from_slice(edits);
-                        changes.push(change);
-                    }
+                    Ok(change) => changes.push(change),
                     Err(error) => report.failed.push((table.name.to_string(), error)),
                 }
             }
             let tried = changes.len();
-            let stale = self.install_changes(changes)?;
+            let stale = self.install_changes(changes, edits)?;
             report.changed += (tried - stale.len()) as u64;
             marked.retain(|mark| {
                 let is_stale = stale.iter().any(|change| Arc::ptr_eq(&change.table, &mark.0));
@@ -222,25 +246,23 @@ impl Engine {
     }
 
     /// The next key file of one table. Asks the provider and writes nothing.
-    fn draft_change(
-        &self,
-        table: &Arc<TableState>,
-        master: Option<&Master>,
-        rekey: Rekey,
-        principal: &Principal,
-    ) -> Result<Change> {
+    fn draft_change(&self, table: &Arc<TableState>, master: Option<&Master>, rekey: Rekey) -> Result<Change> {
         self.check_not_dropped(table)?;
         let record = self.read_key_file(table.slot, table.id)?;
         let present = present_master(&record);
         let Some(master) = master.or(present.as_ref()) else {
             return Err(Error::WrongKey { table: table.id, generation: Default::default() });
         };
-        let Successor { record, key } = self.keys.successor(&record, master, rekey, principal)?;
+        if present.as_ref() != Some(master) {
+            self.check_limit(table, master)?;
+        }
+        // The keys are made and moved for the engine, which has been granted the use of both master keys.
+        let Successor { record: next, key } = self.keys.successor(&record, master, rekey, &Principal::Service)?;
         let mut edits = Vec::new();
         if present.as_ref() != Some(master) && master.kind != MasterKind::Owned {
             edits.push(Edit::KeyChanged { slot: table.slot, at_ms: self.env.clock.wall_ms() });
         }
-        Ok(Change { table: table.clone(), record, key: key.map(Arc::new), edits })
+        Ok(Change { table: table.clone(), from: record, record: next, key: key.map(Arc::new), edits })
     }
 
     /// Fails if the table's master key was changed too often. Going back to the owned key is never refused.

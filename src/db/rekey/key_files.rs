@@ -33,6 +33,8 @@ const PARALLEL: usize = 16;
 /// A key file that is to replace the pinned one.
 pub(in crate::db) struct Change {
     pub(in crate::db) table: Arc<TableState>,
+    /// What it was made from.
+    pub(in crate::db) from: KeyFile,
     pub(in crate::db) record: KeyFile,
     /// The key of a new generation.
     pub(in crate::db) key: Option<Arc<TableKey>>,
@@ -67,7 +69,7 @@ impl Engine {
     }
 
     /// Pin a key file that is ahead of its pin, and give it its name if it has not got it. The caller holds `creating`.
-    fn settle_key_file(&self, slot: Slot, table: TableId) -> Result<OpenedKeyFile> {
+    pub(in crate::db) fn settle_key_file(&self, slot: Slot, table: TableId) -> Result<OpenedKeyFile> {
         let (opened, pinned) = self.look_at_key_file(slot, table)?;
         // A store that may not be written seals nothing under what is not pinned either.
         if pinned == Pinned::Same || self.check_writable().is_err() {
@@ -117,12 +119,16 @@ impl Engine {
         self.manifest.append(edits).map(drop).map_err(|error| self.poison(error))
     }
 
-    /// Replace the key files of many tables and use the new generations. All of them, with one append to the manifest; those whose
+    /// Replace the key files of many tables and use the new generations. `others` are edits that go into the manifest with the first of them. All of them, with one append to the manifest; those whose
     /// pinned key file is not the one that the change was made from any more are given back, unchanged. The caller has marked the tables as `changing`.
     ///
     /// # Errors
     /// If the next key files cannot be written, nothing was changed. Any other error poisons the store.
-    pub(in crate::db) fn install_changes(self: &Arc<Engine>, changes: Vec<Change>) -> Result<Vec<Change>> {
+    pub(in crate::db) fn install_changes(
+        self: &Arc<Engine>,
+        changes: Vec<Change>,
+        others: &mut Vec<Edit>,
+    ) -> Result<Vec<Change>> {
         let changes = Arc::new(changes);
         let tags = match self.stage(&changes) {
             Ok(tags) => tags,
@@ -151,7 +157,7 @@ impl Engine {
         }
         let (changes, tags): (Vec<Change>, Vec<Tag>) = staged.into_iter().unzip();
         self.put_all_in_place(&changes).map_err(|error| self.poison(error))?;
-        let mut edits = Vec::new();
+        let mut edits = std::mem::take(others);
         for (change, tag) in changes.iter().zip(tags) {
             let (slot, record) = (change.table.slot, &change.record);
             edits.push(Edit::TableKey { slot, key: pin_of(record, tag), master: record.master });
@@ -159,12 +165,14 @@ impl Engine {
         }
         self.manifest.append(edits).map_err(|error| self.poison(error))?;
         for change in changes.iter() {
+            self.note_master_keys(change.table.slot, Some(&change.record));
             if let Some(key) = &change.key {
                 self.use_generation(&change.table, key);
             }
         }
         drop(creating);
         for change in changes.iter() {
+            self.suspect_grants(&change.from);
             let generation = change.record.wraps.last().map(|wrap| wrap.generation).unwrap_or_default();
             self.events.event(&Event::TableRekeyed { table: change.table.id, generation });
             self.background.note_rotation(&change.table, &change.record);
@@ -255,6 +263,7 @@ impl Engine {
         };
         self.put_in_place(table.id).map_err(|error| self.poison(error))?;
         self.pin(table.slot, record, tag, Vec::new())?;
+        self.note_master_keys(table.slot, Some(record));
         Ok(true)
     }
 
