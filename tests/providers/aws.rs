@@ -270,6 +270,43 @@ fn a_store_lives_on_kms_and_loses_only_the_table_whose_key_is_disabled() {
     );
 }
 
+/// Who may not at KMS must not read on somebody else's permission; and maintenance must not rest on a user's rights.
+#[test]
+fn each_principal_is_let_in_by_kms_and_the_service_by_a_grant() {
+    let Some(owner) = client("OWNER") else { return };
+    let (service, writer) = (owner.clone(), client("WRITER").unwrap());
+    let admin = owner.clone();
+    let role = "arn:aws:iam::111122223333:role/strongroom";
+    let kms = AwsKms::per_principal(move |principal| match principal {
+        Principal::Owner => Some(owner.clone()),
+        Principal::Service => Some(service.clone()),
+        Principal::Named(name) => (name == "writer").then(|| writer.clone()),
+        _ => None,
+    });
+    let kms = kms.unwrap().principal_arns(move |_| Some(role.to_owned()));
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::builder(folder.path().join("store")).key_provider(kms).create().unwrap();
+    let arn = new_key();
+    let table = store.create_table("t", TableOptions::new().master_key(MasterKey::customer(&arn))).unwrap();
+    table.put("k", "v").unwrap();
+
+    let granted = wait_for(async move { admin.list_grants().key_id(arn).send().await.unwrap() });
+    let [grant] = granted.grants() else { panic!("{granted:?}") };
+    assert_eq!(grant.grantee_principal(), Some(role));
+    let constraint = grant.constraints().and_then(|constraints| constraints.encryption_context_subset()).unwrap();
+    assert_eq!(constraint.get("strongroom:store"), Some(&store.id().to_string()));
+
+    let read = |name: &str| {
+        let session = store.session(Principal::Named(name.to_owned()))?;
+        session.table("t")?.get("k")
+    };
+    assert_eq!(reason_of(&read("writer").unwrap_err()), Some(ProviderReason::Denied));
+    assert_eq!(reason_of(&read("stranger").unwrap_err()), Some(ProviderReason::PrincipalUnsupported));
+    assert_eq!(table.get("k").unwrap().as_deref(), Some(&b"v"[..]));
+    store.drop_table("t").unwrap();
+    store.close().unwrap();
+}
+
 /// A store that opens for somebody who may not decrypt would make every permission at KMS worthless.
 #[test]
 fn a_store_does_not_open_for_who_may_not_decrypt_and_is_as_it_was_after_it() {
