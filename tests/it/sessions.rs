@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use strongroom::error::ProviderReason;
 use strongroom::event::Event;
+use strongroom::io::mem::Loss;
 use strongroom::io::sim::Simulation;
 use strongroom::io::{Clock, Environment};
 use strongroom::keys::faulty::{Asked, FaultyProvider, Operation, Rule};
@@ -547,4 +548,65 @@ fn a_call_that_the_provider_refuses_leaves_no_trace_in_the_store() {
     world.simulation.scheduler.run_until_idle();
     assert!(world.files() == before);
     assert_eq!(world.grants(), 1);
+}
+
+#[test]
+fn another_master_key_brings_its_grant_and_ends_that_of_the_one_before() {
+    // Without the new one the engine could not flush; with the old one it keeps a right to a key that it has no table under.
+    let world = World::new(1215);
+    world.kms.create_key(Some("alias/second"), "").unwrap();
+    let second = || world.kms.list_grants("alias/second").unwrap().len();
+    let store = world.builder().create().unwrap();
+    let table = store.create_table("t", under(KEY)).unwrap();
+    store.create_table("u", under(KEY)).unwrap();
+    store.update_table("t", MasterKey::customer("alias/second")).unwrap();
+    assert_eq!((world.grants(), second()), (1, 1), "the other table still needs it");
+    store.update_table("u", MasterKey::owned()).unwrap();
+    assert_eq!((world.grants(), second()), (0, 1));
+    table.put("k", "v").unwrap();
+    // Maintenance asks as the service, which has no other right to the second key.
+    world.pass(310, || {});
+    assert!(world.heard.all().contains(&Event::TablePurged { table: table.id() }));
+    assert!(table.get("k").unwrap().is_some());
+    store.close().unwrap();
+    let store = world.builder().open().unwrap();
+    store.drop_table("t").unwrap();
+    assert_eq!(second(), 0);
+
+    // One that is refused leaves neither.
+    world.provider.inject(Rule::on(Operation::GenerateDataKey).nth(1).fail(ProviderReason::Denied));
+    assert!(store.update_table("u", MasterKey::customer(KEY)).is_err());
+    assert_eq!(world.grants(), 0);
+    store.drop_table("u").unwrap();
+}
+
+#[test]
+fn a_drop_that_a_crash_cut_short_costs_the_grant_at_the_next_occasion() {
+    // A right that a crash leaves behind would never be given up.
+    let world = World::new(1216);
+    let store = world.builder().create().unwrap();
+    store.create_table("t", under(KEY)).unwrap();
+    store.create_table("owned", TableOptions::new()).unwrap();
+    store.create_table("later", TableOptions::new()).unwrap();
+    let before = world.simulation.vfs.events();
+    store.drop_table("t").unwrap();
+    let after = world.simulation.vfs.events();
+    let mut carried_on = 0;
+    for event in before..=after {
+        let disk = world.simulation.vfs.crash_at(event, Loss::LoseUnsynced, 3);
+        let again = Simulation::over(disk, 2000 + event);
+        let provider = FaultyProvider::new(world.kms.clone()).in_environment(&again.environment());
+        let builder = Store::builder("/store").environment(again.environment()).key_provider(provider.clone());
+        let store = builder.open().unwrap();
+        if store.table("t").is_ok() {
+            continue;
+        }
+        store.drop_table("owned").unwrap();
+        let asked = provider.count_by(Operation::RetireGrant, &Principal::Service);
+        carried_on += asked;
+        // The keyring says that there is no such grant any more, which is good enough.
+        store.drop_table("later").unwrap();
+        assert_eq!(provider.count(Operation::RetireGrant), asked);
+    }
+    assert!(carried_on > 0);
 }
