@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use strongroom::keys::trail::Day;
 
+use crate::bench::args::Bench;
 use crate::kms::args::Kms;
 
 const EXIT_CODES: &str = "\
@@ -23,7 +24,7 @@ Exit codes:
   10  written by a newer version
   11  over a limit
   12  the operating system refused, or an earlier write failed
-  13  demo: what was read back differs, or plaintext was found
+  13  demo, bench: what was read back differs, or plaintext was found
 
 docs/CLI.md has the details.";
 
@@ -107,6 +108,8 @@ pub enum Command {
     Trail(Trail),
     /// Try it all on a folder of yours: import, read back, compare, search the store for plaintext
     Demo(Demo),
+    /// Measure how fast the engine is here and what its encryption costs, on stores made for it
+    Bench(Box<Bench>),
 }
 
 #[derive(Args)]

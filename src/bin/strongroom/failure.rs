@@ -47,8 +47,10 @@ pub enum Failure {
     Damages(Vec<Error>),
     /// `trail verify` found so many; they have been printed.
     TrailDamaged(usize),
-    /// The demonstration found that the engine does not keep its word.
+    /// The demonstration or a benchmark found that the engine does not keep its word.
     BrokenPromise { what: String },
+    /// A process that worked for `bench` has failed, with this exit code if it had one; it has said itself why.
+    Worker { what: String, code: Option<u8> },
     /// Whoever read our output has had enough.
     ReaderLeft,
 }
@@ -95,7 +97,7 @@ impl Failure {
             Failure::Damages(damages) => format!("{} places are damaged", damages.len()),
             Failure::TrailDamaged(1) => "1 place of the trail is not as the store wrote it".to_string(),
             Failure::TrailDamaged(count) => format!("{count} places of the trail are not as the store wrote them"),
-            Failure::BrokenPromise { what } => what.clone(),
+            Failure::BrokenPromise { what } | Failure::Worker { what, .. } => what.clone(),
             Failure::ReaderLeft => String::new(),
         }
     }
@@ -116,6 +118,7 @@ impl Failure {
             Failure::Damages(damages) => worst(damages).map(Error::advice),
             Failure::TrailDamaged(_) => Some("keep a copy of the folder, and find out who can write there"),
             Failure::BrokenPromise { .. } => Some("keep the store and report this: it must not happen"),
+            Failure::Worker { .. } => Some("see what it said before"),
             Failure::KeyMissing | Failure::ReaderLeft => None,
         }
     }
@@ -135,6 +138,7 @@ impl Failure {
             Failure::Damages(damages) => worst(damages).map_or(DAMAGE, |error| code_of(error.kind())),
             Failure::TrailDamaged(_) => TAMPERING,
             Failure::BrokenPromise { .. } => BROKEN_PROMISE,
+            Failure::Worker { code, .. } => code.unwrap_or(SYSTEM),
             Failure::ReaderLeft => 0,
         }
     }

@@ -12,7 +12,8 @@
 //!      ├─ lines      JSON lines in and out of a table
 //!      ├─ check      verify, scrub, dump
 //!      ├─ trail      what the audit trail says
-//!      └─ demo       the whole promise in one command          plaintext  searching files for canaries
+//!      ├─ demo       the whole promise in one command          plaintext  searching files for canaries
+//!      └─ bench      throughput, latency, the cost of encryption; the page with plots
 //!                                    progress, parallel, output: what the commands above share
 //! ```
 //!
@@ -25,6 +26,7 @@
 )]
 
 mod args;
+mod bench;
 mod bytes;
 mod check;
 mod demo;
@@ -86,5 +88,6 @@ fn run(Cli { place, command }: Cli) -> Result<()> {
         Command::Dump(args) => check::dump(&place, args),
         Command::Trail(args) => trail::run(&place, args),
         Command::Demo(args) => demo::run(&place, args),
+        Command::Bench(args) => bench::run(&place, &args),
     }
 }
