@@ -7,6 +7,7 @@
 
 #[cfg(strongroom_plaintext_baseline)]
 mod baseline;
+mod bench_cli;
 mod canary;
 mod cli;
 mod concurrency;

@@ -10,7 +10,8 @@ use super::workload::Workload;
 use crate::args::CompressionName;
 
 /// The workloads that run unless others are named: all of db_bench's, and none of YCSB's.
-const WORKLOADS: &str = "fillseq,fillbatch,fillrandom,overwrite,readrandom,readmissing,readseq,seekrandom,readwhilewriting,fillsync";
+const WORKLOADS: &str =
+    "fillseq,fillbatch,fillrandom,overwrite,readrandom,readmissing,readseq,seekrandom,readwhilewriting,fillsync";
 
 #[derive(Args, Clone)]
 pub struct Bench {
@@ -135,7 +136,12 @@ mod tests {
     fn sizes_take_a_unit_and_refuse_nonsense() {
         assert_eq!(size("100"), Ok(100));
         assert_eq!(size("32M"), Ok(32 << 20));
-        assert!(size("M").is_err() && size("1.5G").is_err() && size("12kB").is_err() && size("99999999999999999999").is_err());
+        assert!(
+            size("M").is_err()
+                && size("1.5G").is_err()
+                && size("12kB").is_err()
+                && size("99999999999999999999").is_err()
+        );
         assert!(size("18446744073709551615G").is_err());
     }
 }

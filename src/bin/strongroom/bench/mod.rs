@@ -45,7 +45,8 @@ pub fn run(place: &Place, args: &Bench) -> Result<()> {
         ));
     }
     if let [suite, folder] = &args.worker[..] {
-        let suite = SuiteName::from_str(suite, false).map_err(|_| Failure::usage("no such suite", "leave --worker away"))?;
+        let suite =
+            SuiteName::from_str(suite, false).map_err(|_| Failure::usage("no such suite", "leave --worker away"))?;
         return worker::serve(args, suite, Path::new(folder));
     }
     // A place that cannot be written is worth knowing before an hour of measuring.
@@ -104,7 +105,8 @@ fn rounds(args: &Bench, suites: &[SuiteName], folder: &Path, mut json: Option<(F
                     let title = format!("{}/{rounds} {} {}", round + 1, workload.name(), worker.suite.name());
                     let record = worker.run(Order { workload, value_bytes, round }, title)?;
                     if let Some((file, path)) = &mut json {
-                        writeln!(file, "{}", record.to_json()).map_err(|source| Failure::file("write", path, source))?;
+                        writeln!(file, "{}", record.to_json())
+                            .map_err(|source| Failure::file("write", path, source))?;
                     }
                     records.push(record);
                 }
@@ -144,9 +146,10 @@ struct Site {
 
 impl Site {
     fn create(args: &Bench) -> Result<Site> {
-        let folder = args.directory.clone().unwrap_or_else(|| {
-            env::temp_dir().join(format!("strongroom-bench-{}", std::process::id()))
-        });
+        let folder = args
+            .directory
+            .clone()
+            .unwrap_or_else(|| env::temp_dir().join(format!("strongroom-bench-{}", std::process::id())));
         if folder.exists() {
             return Err(Failure::Exists {
                 what: format!("{} is there already", folder.display()),
@@ -184,7 +187,8 @@ impl Worker {
     fn start(args: &Bench, suite: SuiteName, folder: &Path) -> Result<Worker> {
         let program = match (&args.baseline, suite) {
             (Some(baseline), SuiteName::None) => baseline.clone(),
-            _ => env::current_exe().map_err(|source| Failure::File { what: "cannot find this program".into(), source })?,
+            _ => env::current_exe()
+                .map_err(|source| Failure::File { what: "cannot find this program".into(), source })?,
         };
         let folder = folder.join(suite.name());
         DirBuilder::new().mode(0o700).create(&folder).map_err(|source| Failure::file("create", &folder, source))?;

@@ -57,6 +57,16 @@ pub fn rate(number: f64) -> String {
     }
 }
 
+/// A round rate at an axis: `0`, `50k`, `1.5M`.
+pub fn round_rate(number: f64) -> String {
+    let (scaled, unit) = match number {
+        n if n >= 999_500.0 => (n / 1e6, "M"),
+        n if n >= 999.5 => (n / 1e3, "k"),
+        n => (n, ""),
+    };
+    format!("{}{unit}", (scaled * 1e3).round() / 1e3)
+}
+
 /// A time in its unit: `1.20 us`, `3.40 ms`.
 pub fn time(us: f64) -> String {
     match us {
@@ -132,7 +142,13 @@ pub fn costs(label: &str, rows: &[(&str, Vec<Mark<'_>>)]) -> String {
     let mut body = String::new();
     for tick in ticks(left, right, 6) {
         line(&mut body, if tick.abs() < 1e-9 { "axis" } else { "grid" }, (at(tick), 0.0), (at(tick), height));
-        text(&mut body, at(tick), height + 15.0, "tick middle", &format!("{:+.0} %", tick * 100.0).replace("+0 %", "0"));
+        text(
+            &mut body,
+            at(tick),
+            height + 15.0,
+            "tick middle",
+            &format!("{:+.0} %", tick * 100.0).replace("+0 %", "0"),
+        );
     }
     let mut y = GAP / 2.0;
     for (workload, marks) in rows {
@@ -224,7 +240,8 @@ pub fn lines(label: &str, axes: &Axes, runs: &[(&str, Vec<(f64, f64)>)]) -> Stri
     let ((_, right), (bottom, top)) = (bounds(|point| point.0), bounds(|point| point.1));
     let ticks_y = ticks(bottom, top, 4);
     let top = top.max(ticks_y.last().copied().unwrap_or(top));
-    let left_room = 10.0 + DIGIT_WIDTH * ticks_y.iter().map(|&tick| (axes.label_y)(tick).chars().count()).max().unwrap_or(0) as f64;
+    let left_room =
+        10.0 + DIGIT_WIDTH * ticks_y.iter().map(|&tick| (axes.label_y)(tick).chars().count()).max().unwrap_or(0) as f64;
     let (room_x, room_y) = (axes.width - left_room - 16.0, axes.height - AXIS_HEIGHT - 8.0);
     let at_x = |x: f64| {
         left_room
@@ -237,15 +254,19 @@ pub fn lines(label: &str, axes: &Axes, runs: &[(&str, Vec<(f64, f64)>)]) -> Stri
     let at_y = |y: f64| 8.0 + (top - y) / (top - bottom) * room_y;
     let mut body = String::new();
     for tick in ticks_y {
-        line(&mut body, if tick.abs() < 1e-12 { "axis" } else { "grid" }, (left_room, at_y(tick)), (axes.width - 16.0, at_y(tick)));
+        line(
+            &mut body,
+            if tick.abs() < 1e-12 { "axis" } else { "grid" },
+            (left_room, at_y(tick)),
+            (axes.width - 16.0, at_y(tick)),
+        );
         text(&mut body, left_room - 6.0, at_y(tick) + 4.0, "tick end", &(axes.label_y)(tick));
     }
     let ticks_x = axes.sizes.clone().unwrap_or_else(|| ticks(0.0, right, 5));
     let last = ticks_x.len().saturating_sub(1);
     for (index, tick) in ticks_x.into_iter().enumerate() {
-        let digits = if axes.sizes.is_some() { rate(tick) } else { format!("{}", (tick * 1e3).round() / 1e3) };
         let unit = if index == last { axes.unit_x } else { "" };
-        text(&mut body, at_x(tick), axes.height - 6.0, "tick middle", &format!("{}{unit}", digits.replace(".00", "").replace(".0", "")));
+        text(&mut body, at_x(tick), axes.height - 6.0, "tick middle", &format!("{}{unit}", round_rate(tick)));
     }
     for (suite, points) in runs {
         let path: Vec<String> = points.iter().map(|(x, y)| format!("{:.1},{:.1}", at_x(*x), at_y(*y))).collect();
@@ -277,7 +298,8 @@ pub fn lines(label: &str, axes: &Axes, runs: &[(&str, Vec<(f64, f64)>)]) -> Stri
 fn ticks(low: f64, high: f64, about: usize) -> Vec<f64> {
     let rough = ((high - low) / about as f64).max(1e-12);
     let power = 10.0_f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| *step >= rough).unwrap_or(rough);
+    let step =
+        [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| *step >= rough).unwrap_or(rough);
     let (first, last) = ((low / step).ceil() as i64, (high / step + 1e-9).floor() as i64);
     (first..=last).map(|index| index as f64 * step).collect()
 }

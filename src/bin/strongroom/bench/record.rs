@@ -104,7 +104,8 @@ impl Record {
     pub fn to_json(&self) -> Json {
         let latency: Map<String, Json> =
             self.latency.named().into_iter().map(|(name, us)| (name.to_owned(), json!(us))).collect();
-        let series: Vec<Json> = self.series.iter().map(|[at, done]| json!([(at * 1e3).round() / 1e3, *done as u64])).collect();
+        let series: Vec<Json> =
+            self.series.iter().map(|[at, done]| json!([(at * 1e3).round() / 1e3, *done as u64])).collect();
         json!({
             "workload": self.workload,
             "suite": self.suite,

@@ -11,12 +11,14 @@
 
 use std::fmt::Write;
 
+use clap::ValueEnum;
+
 use super::args::SuiteName;
-use super::plot::{self, Axes, Mark, NARROW, class, escaped, rate, short, time};
+use super::plot::{self, Axes, Mark, NARROW, class, escaped, rate, round_rate, short, time};
 use super::record::Record;
 use super::summary::{Group, Spread, Summary, figure, percent, wall_us};
 use super::workload::Workload;
-use clap::ValueEnum;
+use crate::output::grouped;
 
 const STYLE: &str = include_str!("report.css");
 
@@ -31,7 +33,7 @@ pub fn page(records: &[Record], summary: &Summary<'_>) -> String {
     );
     if let Some(first) = records.first() {
         head(&mut out, first, summary);
-        if has_baseline(summary) {
+        if summary.has_baseline() {
             costs(&mut out, summary);
             value_sizes(&mut out, summary);
         }
@@ -43,10 +45,6 @@ pub fn page(records: &[Record], summary: &Summary<'_>) -> String {
     }
     out.push_str("</main>\n</body>\n</html>\n");
     out
-}
-
-fn has_baseline(summary: &Summary<'_>) -> bool {
-    summary.suites.first() == Some(&SuiteName::None.name()) && summary.suites.len() > 1
 }
 
 /// The suites that cost something.
@@ -61,7 +59,7 @@ fn main_size(summary: &Summary<'_>) -> u64 {
 }
 
 fn head(out: &mut String, first: &Record, summary: &Summary<'_>) {
-    let title = if has_baseline(summary) { "What encryption costs here" } else { "How fast Strongroom is here" };
+    let title = if summary.has_baseline() { "What encryption costs here" } else { "How fast Strongroom is here" };
     let rounds = summary.groups.iter().map(|group| group.records.len()).max().unwrap_or(0);
     let _ = write!(
         out,
@@ -73,14 +71,14 @@ fn head(out: &mut String, first: &Record, summary: &Summary<'_>) {
         escaped(&first.machine.kernel),
         first.key_bytes,
         listed(&summary.value_sizes),
-        figure(largest(summary) as f64),
+        grouped(entries(summary, main_size(summary))),
         first.threads,
         if first.threads == 1 { "thread" } else { "threads" },
     );
     if first.build == "debug" {
         out.push_str("<p><b>This build checked itself with debug assertions: its figures mean little.</b></p>\n");
     }
-    if has_baseline(summary) {
+    if summary.has_baseline() {
         out.push_str("<div class=\"keys\">\n");
         for suite in sealing(summary) {
             let middle = |figure: fn(&Record) -> f64| {
@@ -106,10 +104,10 @@ fn head(out: &mut String, first: &Record, summary: &Summary<'_>) {
     }
 }
 
-fn largest(summary: &Summary<'_>) -> u64 {
-    let size = main_size(summary);
-    let of_size = summary.groups.iter().filter(|group| group.value_bytes == size);
-    of_size.map(|group| group.records[0].entries).max().unwrap_or(0)
+/// How many entries a fill writes. Some workloads add to them.
+fn entries(summary: &Summary<'_>, value_bytes: u64) -> u64 {
+    let of_size = summary.groups.iter().filter(|group| group.value_bytes == value_bytes);
+    of_size.map(|group| group.records[0].entries).min().unwrap_or(0)
 }
 
 fn listed<T: ToString>(items: &[T]) -> String {
@@ -135,9 +133,8 @@ fn costs(out: &mut String, summary: &Summary<'_>) {
     let rows = |figure: fn(&Record) -> f64| {
         let mut rows = Vec::new();
         for &workload in &summary.workloads {
-            let marks = sealing(summary).filter_map(|suite| {
-                Some(Mark { suite, spread: summary.cost(workload, suite, size, figure)? })
-            });
+            let marks = sealing(summary)
+                .filter_map(|suite| Some(Mark { suite, spread: summary.cost(workload, suite, size, figure)? }));
             let marks: Vec<Mark<'_>> = marks.collect();
             if !marks.is_empty() {
                 rows.push((workload, marks));
@@ -146,7 +143,9 @@ fn costs(out: &mut String, summary: &Summary<'_>) {
         rows
     };
     out.push_str("<div class=\"card two\">\n");
-    for (label, figure) in [("CPU time per operation", Record::cpu_us as fn(&Record) -> f64), ("Time per operation", wall_us)] {
+    for (label, figure) in
+        [("CPU time per operation", Record::cpu_us as fn(&Record) -> f64), ("Time per operation", wall_us)]
+    {
         let plot = plot::costs(label, &rows(figure));
         let _ = write!(out, "<figure><figcaption>{label}, against suite none</figcaption>{plot}</figure>\n");
     }
@@ -213,7 +212,7 @@ fn workloads(out: &mut String, summary: &Summary<'_>) {
         let rows: Vec<_> = groups.iter().map(|group| (group.suite, group.latency().named())).collect();
         let least = rows.iter().map(|(_, named)| named[0].1).fold(f64::INFINITY, f64::min);
         let most = rows.iter().map(|(_, named)| named[4].1).fold(0.0, f64::max);
-        let axes = Axes { width: NARROW, height: 108.0, sizes: None, unit_x: " s", label_y: rate };
+        let axes = Axes { width: NARROW, height: 108.0, sizes: None, unit_x: " s", label_y: round_rate };
         for (caption, plot) in [
             ("operations a second", plot::bars(&format!("throughput of {workload}"), &marks)),
             ("latency", plot::dots(&format!("latency of {workload}"), &rows, (least, most))),
@@ -236,7 +235,8 @@ fn runs<'a>(groups: &[&Group<'a>]) -> Vec<(&'a str, Vec<(f64, f64)>)> {
     let mut runs = Vec::new();
     for group in groups {
         for record in &group.records {
-            let between = record.series.windows(2).filter(|pair| pair[1][0] - pair[0][0] > 0.02 || record.series.len() == 2);
+            let between =
+                record.series.windows(2).filter(|pair| pair[1][0] - pair[0][0] > 0.02 || record.series.len() == 2);
             let rates = between.map(|pair| {
                 let [[from, before], [to, after]] = [pair[0], pair[1]];
                 (f64::midpoint(from, to), (after - before).max(0.0) / (to - from).max(1e-9))
@@ -307,14 +307,14 @@ fn circumstances(out: &mut String, records: &[Record], summary: &Summary<'_>) {
         escaped(&seen.join("; "))
     };
     let load = Spread::of(records.iter().map(|record| record.machine.load));
-    let load = load.map_or_else(String::new, |load| format!("{:.1} to {:.1}, median {:.1}", load.least, load.most, load.median));
+    let load = load
+        .map_or_else(String::new, |load| format!("{:.1} to {:.1}, median {:.1}", load.least, load.most, load.median));
     let entries = summary.value_sizes.iter().map(|size| {
-        let of_size = records.iter().filter(|record| record.value_bytes == *size);
-        let count = of_size.map(|record| record.entries).max().unwrap_or(0);
-        if summary.value_sizes.len() > 1 { format!("{} of {size} bytes", figure(count as f64)) } else { figure(count as f64) }
+        let count = grouped(entries(summary, *size));
+        if summary.value_sizes.len() > 1 { format!("{count} with {size} bytes") } else { count }
     });
     let settings = [
-        ("Entries", listed(&entries.collect::<Vec<_>>())),
+        ("Entries", entries.collect::<Vec<_>>().join("; ")),
         ("Key", all(&|record| format!("{} bytes", record.key_bytes))),
         ("Value", format!("{} bytes, half of them noise", listed(&summary.value_sizes))),
         ("Threads", all(&|record| record.threads.to_string())),

@@ -65,7 +65,8 @@ pub struct Summary<'a> {
 
 impl<'a> Summary<'a> {
     pub fn of(records: &'a [Record]) -> Summary<'a> {
-        let mut summary = Summary { groups: Vec::new(), workloads: Vec::new(), suites: Vec::new(), value_sizes: Vec::new() };
+        let mut summary =
+            Summary { groups: Vec::new(), workloads: Vec::new(), suites: Vec::new(), value_sizes: Vec::new() };
         for record in records {
             let (workload, suite) = (record.workload.as_str(), record.suite.as_str());
             note_new(&mut summary.workloads, workload);
@@ -93,9 +94,20 @@ impl<'a> Summary<'a> {
         self.suites.iter().filter_map(move |suite| self.group(workload, suite, value_bytes))
     }
 
+    /// Whether there is a suite none, and another one to compare with it.
+    pub fn has_baseline(&self) -> bool {
+        self.suites.len() > 1 && self.suites.contains(&SuiteName::None.name())
+    }
+
     /// How much more this suite took than suite none, 0.05 for 5 %: each round against the same round, because a machine that was slow then
     /// was slow for both.
-    pub fn cost(&self, workload: &str, suite: &str, value_bytes: u64, figure: impl Fn(&Record) -> f64) -> Option<Spread> {
+    pub fn cost(
+        &self,
+        workload: &str,
+        suite: &str,
+        value_bytes: u64,
+        figure: impl Fn(&Record) -> f64,
+    ) -> Option<Spread> {
         let none = SuiteName::None.name();
         if suite == none {
             return None;
@@ -144,8 +156,11 @@ pub fn figure(number: f64) -> String {
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rows = vec![
-            ["workload", "suite", "value", "ops/s", "least", "most", "MB/s", "CPU us", "p50 us", "p99 us", "p99.9 us", "max us", "time", "CPU"]
-                .map(str::to_owned),
+            [
+                "workload", "suite", "value", "ops/s", "least", "most", "MB/s", "CPU us", "p50 us", "p99 us",
+                "p99.9 us", "max us", "time", "CPU",
+            ]
+            .map(str::to_owned),
         ];
         for &value_bytes in &self.value_sizes {
             for &workload in &self.workloads {
@@ -153,6 +168,10 @@ impl fmt::Display for Summary<'_> {
                     rows.push(self.row(group));
                 }
             }
+        }
+        if !self.has_baseline() {
+            // Nothing to compare with: no columns for it.
+            rows.iter_mut().for_each(|row| row[12..].iter_mut().for_each(String::clear));
         }
         let widths: Vec<usize> = (0..rows[0].len())
             .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
@@ -167,9 +186,15 @@ impl fmt::Display for Summary<'_> {
         if several {
             writeln!(f, "\nOne latency of fillbatch and readseq is that of 100 entries.")?;
         }
-        writeln!(f, "Medians over rounds; least and most are those of ops/s. CPU: all threads, per operation, flush and compaction to the end.")?;
-        if self.suites.first() == Some(&SuiteName::None.name()) {
-            writeln!(f, "The last two columns: time and CPU time per operation against suite none, each round against itself.")?;
+        writeln!(
+            f,
+            "Medians over rounds; least and most are those of ops/s. CPU: all threads, per operation, flush and compaction to the end."
+        )?;
+        if self.has_baseline() {
+            writeln!(
+                f,
+                "The last two columns: time and CPU time per operation against suite none, each round against itself."
+            )?;
         }
         Ok(())
     }

@@ -49,7 +49,8 @@ pub fn serve(args: &Bench, suite: SuiteName, folder: &Path) -> Result<()> {
     let mut worker = Worker { args, suite, folder, current: None };
     for line in io::stdin().lock().lines() {
         let line = line.map_err(|source| Failure::File { what: "cannot read orders".to_string(), source })?;
-        let order = Order::parse(&line).ok_or_else(|| Failure::usage(format!("not an order: {line:?}"), "leave --worker to the command itself"))?;
+        let order = Order::parse(&line)
+            .ok_or_else(|| Failure::usage(format!("not an order: {line:?}"), "leave --worker to the command itself"))?;
         let record = worker.run(order)?;
         answer(&json!({ "record": record.to_json() }))?;
     }
@@ -141,10 +142,11 @@ impl Worker<'_> {
 
     fn site(&self, name: &str) -> Result<Site> {
         let options = StoreOptions { cache_bytes: self.args.cache_size as usize, ..StoreOptions::default() };
-        let mut table = TableOptions::new().block_bytes(self.args.block_size as usize).compression(match self.args.compression {
-            CompressionName::None => Compression::None,
-            CompressionName::Lz4 => Compression::Lz4,
-        });
+        let mut table =
+            TableOptions::new().block_bytes(self.args.block_size as usize).compression(match self.args.compression {
+                CompressionName::None => Compression::None,
+                CompressionName::Lz4 => Compression::Lz4,
+            });
         match self.suite {
             SuiteName::None => {}
             SuiteName::Aes256Gcm => table = table.cipher(Cipher::Aes256Gcm),
@@ -163,7 +165,8 @@ impl Worker<'_> {
             Some(_) => u64::MAX,
             None => asked.unwrap_or(workload.operations(full)),
         };
-        let present = if workload.fills() || workload == Workload::Fillsync { full } else { entries.load(Ordering::Relaxed) };
+        let present =
+            if workload.fills() || workload == Workload::Fillsync { full } else { entries.load(Ordering::Relaxed) };
         let run = Run {
             workload,
             site,
@@ -332,7 +335,9 @@ impl Run<'_> {
         };
         thread::scope(|scope| {
             let writer = (self.workload == Workload::Readwhilewriting).then(|| {
-                scope.spawn(|| Actor::new(self, Workload::Overwrite, threads, 0).drive(u64::MAX, began, None, &background[0]))
+                scope.spawn(|| {
+                    Actor::new(self, Workload::Overwrite, threads, 0).drive(u64::MAX, began, None, &background[0])
+                })
             });
             let (sender, shares) = mpsc::channel();
             for (index, counter) in (0..threads).zip(foreground) {
@@ -341,7 +346,8 @@ impl Run<'_> {
                 let start = if self.operations == u64::MAX { 0 } else { begin % self.present };
                 scope.spawn(move || {
                     let deadline = self.deadline.map(|duration| began + duration);
-                    let share = Actor::new(self, self.workload, index, start).drive(end - begin, began, deadline, counter);
+                    let share =
+                        Actor::new(self, self.workload, index, start).drive(end - begin, began, deadline, counter);
                     // The other end waits for every share, unless one has failed.
                     let _ = sender.send(share);
                 });
@@ -392,7 +398,10 @@ impl Run<'_> {
                     if outcome.series.len() > SAMPLES_MAX {
                         // A long run: half as many points from here on, and before.
                         let mut index = 0;
-                        outcome.series.retain(|_| { index += 1; index % 2 == 1 });
+                        outcome.series.retain(|_| {
+                            index += 1;
+                            index % 2 == 1
+                        });
                         every *= 2;
                     }
                     due += every;
@@ -450,8 +459,10 @@ impl<'a> Actor<'a> {
     fn drive(mut self, quota: u64, began: Instant, deadline: Option<Instant>, counter: &AtomicU64) -> Result<Share> {
         let mut latencies = histogram();
         let mut before = began.max(Instant::now());
-        while self.done < quota && deadline.is_none_or(|end| before < end) && !self.run.stopped.load(Ordering::Relaxed) {
-            self.done += self.step(quota - self.done).inspect_err(|_| self.run.stopped.store(true, Ordering::Relaxed))?;
+        while self.done < quota && deadline.is_none_or(|end| before < end) && !self.run.stopped.load(Ordering::Relaxed)
+        {
+            self.done +=
+                self.step(quota - self.done).inspect_err(|_| self.run.stopped.store(true, Ordering::Relaxed))?;
             let now = Instant::now();
             latencies.saturating_record((now - before).as_nanos() as u64);
             before = now;
