@@ -5,17 +5,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::Result;
+use crate::engines::{self, Engine};
 use crate::figures::{Comparison, Figure};
 use crate::settings::Settings;
 use crate::workload::Workload;
 
 /// Run every workload on every engine, round after round, and print what came out.
 pub fn compare(settings: &Settings) -> Result<()> {
-    let engines = match (&settings.engines, &settings.baseline) {
-        (Some(engines), _) => engines.clone(),
-        (None, Some(_)) => ["none", "aes", "chacha", "fjall"].map(str::to_owned).to_vec(),
-        (None, None) => ["aes", "chacha", "fjall"].map(str::to_owned).to_vec(),
+    let engines: Vec<String> = match &settings.engines {
+        Some(engines) => engines.clone(),
+        None => {
+            let all = engines::ALL.iter().map(|engine| engine.name);
+            all.filter(|name| *name != "none" || settings.baseline.is_some()).map(str::to_owned).collect()
+        }
     };
+    let known: Vec<&Engine> = engines
+        .iter()
+        .map(|name| engines::named(name).ok_or_else(|| format!("this build has no engine {name:?}")))
+        .collect::<std::result::Result<_, _>>()?;
     let workloads: Vec<Workload> = match &settings.workloads {
         None => Workload::ALL.to_vec(),
         Some(names) => names
@@ -37,7 +44,7 @@ pub fn compare(settings: &Settings) -> Result<()> {
                 comparison.add(workload, which, figure);
                 let [wall, cpu] = figure.per_operation();
                 let (engine, name) = (&engines[which], workload.name());
-                eprintln!("round {round} {name:>18} {engine:>6}: {wall:10.0} ns wall, {cpu:10.0} ns CPU");
+                eprintln!("round {round} {name:>18} {engine:>13}: {wall:10.0} ns wall, {cpu:10.0} ns CPU");
                 if let Some(json) = &mut json {
                     let Figure { operations, wall_ns, settled_ns, cpu_ns, disk_bytes } = figure;
                     writeln!(
@@ -52,11 +59,20 @@ pub fn compare(settings: &Settings) -> Result<()> {
             }
         }
     }
-    print!("{}", comparison.report());
+    print!("{}{}", promises(known.into_iter()), comparison.report());
     for worker in workers {
         worker.end()?;
     }
     Ok(())
+}
+
+/// What each engine promises, as a table: a figure means little without it.
+pub fn promises<'a>(engines: impl Iterator<Item = &'a Engine>) -> String {
+    let mut out = "\n| engine | sealed | survives without a sync | notices changed bytes | differs |\n| --- | --- | --- | --- | --- |\n".to_owned();
+    for Engine { name, encryption, durability, integrity, differs, .. } in engines {
+        out += &format!("| {name} | {encryption} | {durability} | {integrity} | {differs} |\n");
+    }
+    out
 }
 
 /// A directory for the data of all workers, removed with whatever is in it.

@@ -69,14 +69,12 @@ impl Comparison {
         }
     }
 
-    /// Markdown: medians per operation, then per pair of engines the medians of the rounds' ratios.
+    /// Markdown: medians per operation, then each Strongroom against every engine.
     pub fn report(&self) -> String {
         let mut out = self.medians();
-        for (of, to) in [("aes", "none"), ("chacha", "none"), ("aes", "fjall"), ("chacha", "fjall"), ("none", "fjall")]
-        {
-            let place = |name: &str| self.engines.iter().position(|engine| engine == name);
-            if let (Some(of), Some(to)) = (place(of), place(to)) {
-                out += &self.ratios(of, to);
+        for of in ["aes", "chacha", "none"] {
+            if let Some(of) = self.engines.iter().position(|engine| engine == of) {
+                out += &self.ratios(of);
             }
         }
         out
@@ -110,17 +108,28 @@ impl Comparison {
         out
     }
 
-    fn ratios(&self, of: usize, to: usize) -> String {
-        let mut out = format!(
-            "\nTime of {} as a multiple of {}'s, median over rounds (smallest to largest):\n\n| workload | wall | CPU |\n| --- | ---: | ---: |\n",
-            self.engines[of], self.engines[to]
-        );
-        for (workload, engines) in &self.rows {
-            let ratio = |which: usize| {
-                let pairs = engines[of].iter().zip(&engines[to]);
-                spread(pairs.map(|(a, b)| a.per_operation()[which] / b.per_operation()[which]))
-            };
-            out += &format!("| {} | {} | {} |\n", workload.name(), ratio(0), ratio(1));
+    /// Times of one engine as multiples of every other's.
+    fn ratios(&self, of: usize) -> String {
+        let others: Vec<usize> = (0..self.engines.len()).filter(|other| *other != of).collect();
+        let mut out = String::new();
+        for (which, what) in ["Time", "CPU time of all threads"].into_iter().enumerate() {
+            let head: String = others.iter().map(|&to| format!(" {} |", self.engines[to])).collect();
+            let rule: String = others.iter().map(|_| " ---: |").collect();
+            out += &format!(
+                "\n{what} of {} as a multiple of the other's, below 1 is faster; median over rounds (smallest to largest):\n\n| workload |{head}\n| --- |{rule}\n",
+                self.engines[of]
+            );
+            for (workload, engines) in &self.rows {
+                out += &format!("| {} |", workload.name());
+                for &to in &others {
+                    let pairs = engines[of].iter().zip(&engines[to]);
+                    out += &format!(
+                        " {} |",
+                        spread(pairs.map(|(a, b)| a.per_operation()[which] / b.per_operation()[which]))
+                    );
+                }
+                out.push('\n');
+            }
         }
         out
     }

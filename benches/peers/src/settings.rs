@@ -8,10 +8,11 @@ use crate::Result;
 pub const USAGE: &str = "  --entries N          entries that are filled in, of 16 + 100 bytes (default 2000000)
   --reads N            point reads per round (default 1000000)
   --seeks N            seeks per round, each followed by 50 steps (default 50000)
+  --overwrites N       entries written over (default 1000000)
   --synced N           entries filled in with a sync each (default 2000)
   --rounds N           rounds (default 5)
   --compression C      lz4 or none, for all engines (default lz4)
-  --engines A,B,..     of none, aes, chacha, fjall (default: all; none needs --baseline)
+  --engines A,B,..     some of them only (default: all of this build; none needs --baseline)
   --workloads A,B,..   some of them only (default: all)
   --baseline PATH      this program, built with RUSTFLAGS='--cfg strongroom_plaintext_baseline'
   --data PATH          directory for the data, emptied afterwards (default: a new one in the temporary directory)
@@ -21,7 +22,7 @@ pub const USAGE: &str = "  --entries N          entries that are filled in, of 1
 pub const KEY_BYTES: usize = 16;
 pub const VALUE_BYTES: usize = 100;
 
-/// Sizes at which both engines freeze a memtable, and of the caches that they read through.
+/// Sizes at which the engines freeze a memtable, and of the caches that they read through.
 pub const MEMTABLE_BYTES: usize = 32 << 20;
 pub const WARM_CACHE_BYTES: usize = 1 << 30;
 pub const SMALL_CACHE_BYTES: usize = 32 << 20;
@@ -32,6 +33,7 @@ pub struct Settings {
     pub entries: u64,
     pub reads: u64,
     pub seeks: u64,
+    pub overwrites: u64,
     pub synced: u64,
     pub rounds: usize,
     pub lz4: bool,
@@ -49,6 +51,7 @@ impl Settings {
             entries: 2_000_000,
             reads: 1_000_000,
             seeks: 50_000,
+            overwrites: 1_000_000,
             synced: 2_000,
             rounds: 5,
             lz4: true,
@@ -65,6 +68,7 @@ impl Settings {
                 "--entries" => settings.entries = value.parse()?,
                 "--reads" => settings.reads = value.parse()?,
                 "--seeks" => settings.seeks = value.parse()?,
+                "--overwrites" => settings.overwrites = value.parse()?,
                 "--synced" => settings.synced = value.parse()?,
                 "--rounds" => settings.rounds = value.parse()?,
                 "--compression" => settings.lz4 = value != "none",
@@ -90,6 +94,7 @@ impl Settings {
             ("--entries", self.entries.to_string()),
             ("--reads", self.reads.to_string()),
             ("--seeks", self.seeks.to_string()),
+            ("--overwrites", self.overwrites.to_string()),
             ("--synced", self.synced.to_string()),
             ("--compression", self.compression().to_owned()),
             ("--engines", engine.to_owned()),

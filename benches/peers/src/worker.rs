@@ -5,27 +5,22 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::time::{ClockId, clock_gettime};
-use strongroom::Cipher;
 
-use crate::Result;
 use crate::figures::Figure;
 use crate::settings::{SMALL_CACHE_BYTES, Settings, WARM_CACHE_BYTES};
 use crate::workload::{Access, Open, Peer, Random, Values, Workload, key, shuffled};
-use crate::{peer_fjall, peer_strongroom};
+use crate::{Result, engines};
 
 /// Entries after each seek.
 const STEPS: usize = 50;
+/// Entries of a batch.
+const BATCH: usize = 100;
 
 /// Read workloads from standard input, run them, write figures to standard output.
 pub fn serve(settings: &Settings) -> Result<()> {
     let engine = settings.engines.as_deref().and_then(|engines| engines.first()).map_or("", String::as_str);
-    let open = match engine {
-        "none" => peer_strongroom::open(settings, None),
-        "aes" => peer_strongroom::open(settings, Some(Cipher::Aes256Gcm)),
-        "chacha" => peer_strongroom::open(settings, Some(Cipher::ChaCha20Poly1305)),
-        "fjall" => peer_fjall::open(settings),
-        _ => return Err(format!("there is no engine {engine:?}").into()),
-    };
+    let engine = engines::named(engine).ok_or_else(|| format!("this build has no engine {engine:?}"))?;
+    let open = (engine.open)(settings);
     let folder = settings.data.clone().ok_or("a worker needs --data")?;
     let values = Values::new();
     let mut worker = Worker { settings, open, folder, values, order: shuffled(settings.entries), filled: None };
@@ -60,9 +55,10 @@ impl Worker<'_> {
     fn run(&mut self, workload: Workload) -> Result<Figure> {
         let (entries, settings) = (self.settings.entries, self.settings);
         match workload {
-            Workload::FillSequential => {
+            Workload::FillSeq | Workload::FillBatch => {
                 let path = self.folder.join("sequential");
-                let figure = self.fill(&path, &mut (0..entries), entries, false)?;
+                let batch = if workload == Workload::FillBatch { BATCH } else { 1 };
+                let figure = self.fill(&path, &mut (0..entries), entries, batch, false)?;
                 remove(&path)?;
                 Ok(figure)
             }
@@ -71,40 +67,64 @@ impl Worker<'_> {
                 self.filled = None;
                 remove(&path)?;
                 let mut numbers = self.order.iter().map(|&number| u64::from(number));
-                let figure = self.fill(&path, &mut numbers, entries, false)?;
+                let figure = self.fill(&path, &mut numbers, entries, 1, false)?;
                 self.filled = Some(Filled { path, warm: None });
                 Ok(figure)
             }
             Workload::FillSync => {
                 let path = self.folder.join("synced");
                 let mut numbers = self.order.iter().map(|&number| u64::from(number));
-                let figure = self.fill(&path, &mut numbers, settings.synced.min(entries), true)?;
+                let figure = self.fill(&path, &mut numbers, settings.synced.min(entries), 1, true)?;
                 remove(&path)?;
                 Ok(figure)
+            }
+            Workload::Overwrite => {
+                let values = Values::new();
+                self.warm(|peer| overwrite(peer, &values, entries, settings.overwrites))
             }
             Workload::ReadRandom => self.warm(|peer| read(peer, entries, settings.reads, 0)),
             Workload::ReadMissing => self.warm(|peer| read(peer, entries, settings.reads, 1)),
             Workload::ReadRandomSmallCache => {
-                let Some(filled) = &self.filled else { return Err("reads need fill-random first".into()) };
+                let Some(filled) = &self.filled else { return Err("reads need fillrandom first".into()) };
                 // A store is open once at a time.
                 if filled.warm.is_some() {
                     return Err("the small cache comes before the warm one".into());
                 }
-                let peer = (self.open)(&filled.path, &Access { create: false, cache_bytes: SMALL_CACHE_BYTES })?;
+                let peer =
+                    (self.open)(&filled.path, &Access { create: false, cache_bytes: SMALL_CACHE_BYTES, sync: false })?;
                 read(&*peer, entries, settings.reads / 4, 0)?;
                 read(&*peer, entries, settings.reads, 0)
             }
-            Workload::Scan => self.warm(|peer| walk(entries, || peer.scan())),
+            Workload::ReadSeq => self.warm(|peer| walk(entries, || peer.scan())),
             Workload::Iterate => self.warm(|peer| walk(entries, || peer.iterate())),
-            Workload::Seek50 => self.warm(|peer| seek(peer, entries, settings.seeks)),
+            Workload::SeekRandom => self.warm(|peer| seek(peer, entries, settings.seeks)),
         }
     }
 
-    fn fill(&self, path: &Path, numbers: &mut dyn Iterator<Item = u64>, count: u64, sync: bool) -> Result<Figure> {
-        let peer = (self.open)(path, &Access { create: true, cache_bytes: WARM_CACHE_BYTES })?;
+    fn fill(
+        &self,
+        path: &Path,
+        numbers: &mut dyn Iterator<Item = u64>,
+        count: u64,
+        batch: usize,
+        sync: bool,
+    ) -> Result<Figure> {
+        let peer = (self.open)(path, &Access { create: true, cache_bytes: WARM_CACHE_BYTES, sync })?;
+        let mut entries = Vec::with_capacity(batch);
         let clock = Clock::start();
         for number in numbers.take(count as usize) {
-            peer.put(&key(number * 2), &self.values.of(number), sync)?;
+            if batch == 1 {
+                peer.put(&key(number * 2), &self.values.of(number))?;
+                continue;
+            }
+            entries.push((key(number * 2), self.values.of(number)));
+            if entries.len() == batch {
+                peer.put_batch(&entries)?;
+                entries.clear();
+            }
+        }
+        if !entries.is_empty() {
+            peer.put_batch(&entries)?;
         }
         let wall_ns = clock.wall_ns();
         peer.settle()?;
@@ -115,11 +135,12 @@ impl Worker<'_> {
 
     /// Run on the filled store, opened with a cache that holds everything and has been read into.
     fn warm(&mut self, work: impl FnOnce(&dyn Peer) -> Result<Figure>) -> Result<Figure> {
-        let Some(filled) = &mut self.filled else { return Err("reads need fill-random first".into()) };
+        let Some(filled) = &mut self.filled else { return Err("reads need fillrandom first".into()) };
         let peer = match &filled.warm {
             Some(peer) => peer,
             None => {
-                let peer = (self.open)(&filled.path, &Access { create: false, cache_bytes: WARM_CACHE_BYTES })?;
+                let peer =
+                    (self.open)(&filled.path, &Access { create: false, cache_bytes: WARM_CACHE_BYTES, sync: false })?;
                 // Every block once.
                 for number in (0..self.settings.entries).step_by(16) {
                     peer.get(&key(number * 2))?;
@@ -144,6 +165,19 @@ fn read(peer: &dyn Peer, entries: u64, reads: u64, offset: u64) -> Result<Figure
         return Err(format!("{found} of {reads} reads found something").into());
     }
     Ok(clock.figure(reads, wall_ns))
+}
+
+/// Write over random entries.
+fn overwrite(peer: &dyn Peer, values: &Values, entries: u64, count: u64) -> Result<Figure> {
+    let mut random = Random(11);
+    let clock = Clock::start();
+    for turn in 0..count {
+        let number = random.below(entries);
+        peer.put(&key(number * 2), &values.of(number + turn))?;
+    }
+    let wall_ns = clock.wall_ns();
+    peer.settle()?;
+    Ok(clock.figure(count, wall_ns))
 }
 
 fn walk(entries: u64, walk: impl FnOnce() -> Result<(u64, u64)>) -> Result<Figure> {
@@ -201,7 +235,7 @@ fn remove(path: &Path) -> Result<()> {
     if keyring.exists() {
         std::fs::remove_file(keyring)?;
     }
-    if path.exists() {
+    if path.is_dir() {
         std::fs::remove_dir_all(path)?;
     }
     Ok(())
@@ -209,6 +243,9 @@ fn remove(path: &Path) -> Result<()> {
 
 fn disk_bytes(path: &Path) -> Result<u64> {
     let mut bytes = 0;
+    if path.is_file() {
+        return Ok(path.metadata()?.len());
+    }
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
         let metadata = entry.metadata()?;

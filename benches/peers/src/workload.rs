@@ -8,19 +8,26 @@ use crate::settings::{KEY_BYTES, VALUE_BYTES};
 /// A key.
 pub type Key = [u8; KEY_BYTES];
 
+/// A value.
+pub type Value = [u8; VALUE_BYTES];
+
 /// A store with one table, of whatever engine.
 pub trait Peer {
-    /// Set a key, acknowledged once the operating system has it, or with `sync` once it is on the medium.
-    fn put(&self, key: &Key, value: &[u8], sync: bool) -> Result<()>;
+    /// Set a key, acknowledged once the operating system has it, or on the medium if the store was opened so.
+    fn put(&self, key: &Key, value: &[u8]) -> Result<()>;
+    /// Set keys, all or none.
+    fn put_batch(&self, entries: &[(Key, Value)]) -> Result<()>;
     /// Bytes of a key's value.
     fn get(&self, key: &Key) -> Result<Option<usize>>;
     /// Walk everything in the way that costs least; entries and bytes met.
     fn scan(&self) -> Result<(u64, u64)>;
-    /// Walk everything with an iterator of owned entries; entries and bytes met.
-    fn iterate(&self) -> Result<(u64, u64)>;
+    /// Walk everything with an iterator of owned entries, if that is another way; entries and bytes met.
+    fn iterate(&self) -> Result<(u64, u64)> {
+        self.scan()
+    }
     /// Go to `key` and on over so many entries; entries met.
     fn seek(&self, key: &Key, steps: usize) -> Result<usize>;
-    /// Write what is in memory to sorted tables and return once background work has come to rest.
+    /// Write what is in memory to where it stays, and return once background work has come to rest.
     fn settle(&self) -> Result<()>;
 }
 
@@ -32,47 +39,55 @@ pub type Open = dyn Fn(&Path, &Access) -> Result<Box<dyn Peer>>;
 pub struct Access {
     pub create: bool,
     pub cache_bytes: usize,
+    /// Whether every `put` is on the medium before it returns.
+    pub sync: bool,
 }
 
-/// The workloads, in the order in which they are run.
+/// The workloads, in the order in which they are run. Names as in `strongroom bench`, and db_bench.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Workload {
-    FillSequential,
+    FillSeq,
+    FillBatch,
     FillRandom,
     ReadRandomSmallCache,
     ReadRandom,
     ReadMissing,
-    Scan,
+    ReadSeq,
     Iterate,
-    Seek50,
+    SeekRandom,
+    Overwrite,
     FillSync,
 }
 
 impl Workload {
-    pub const ALL: [Workload; 9] = [
-        Workload::FillSequential,
+    pub const ALL: [Workload; 11] = [
+        Workload::FillSeq,
+        Workload::FillBatch,
         Workload::FillRandom,
         Workload::ReadRandomSmallCache,
         Workload::ReadRandom,
         Workload::ReadMissing,
-        Workload::Scan,
+        Workload::ReadSeq,
         Workload::Iterate,
-        Workload::Seek50,
+        Workload::SeekRandom,
+        Workload::Overwrite,
         Workload::FillSync,
     ];
 
     /// The name in tables, JSON and between driver and worker.
     pub fn name(self) -> &'static str {
         match self {
-            Workload::FillSequential => "fill-sequential",
-            Workload::FillRandom => "fill-random",
-            Workload::ReadRandom => "read-random",
-            Workload::ReadRandomSmallCache => "read-random-32MiB",
-            Workload::ReadMissing => "read-missing",
-            Workload::Scan => "scan-cursor",
-            Workload::Iterate => "scan-iterator",
-            Workload::Seek50 => "seek+50",
-            Workload::FillSync => "fill-sync",
+            Workload::FillSeq => "fillseq",
+            Workload::FillBatch => "fillbatch",
+            Workload::FillRandom => "fillrandom",
+            Workload::ReadRandomSmallCache => "readrandom-32MiB",
+            Workload::ReadRandom => "readrandom",
+            Workload::ReadMissing => "readmissing",
+            Workload::ReadSeq => "readseq",
+            Workload::Iterate => "readseq-iterator",
+            Workload::SeekRandom => "seekrandom",
+            Workload::Overwrite => "overwrite",
+            Workload::FillSync => "fillsync",
         }
     }
 
@@ -104,7 +119,7 @@ impl Values {
     }
 
     /// The value of an entry.
-    pub fn of(&self, number: u64) -> [u8; VALUE_BYTES] {
+    pub fn of(&self, number: u64) -> Value {
         let mut value = [b'.'; VALUE_BYTES];
         let start = (number as usize).wrapping_mul(61) % (self.0.len() - VALUE_BYTES);
         value[..VALUE_BYTES / 2].copy_from_slice(&self.0[start..start + VALUE_BYTES / 2]);

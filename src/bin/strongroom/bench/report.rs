@@ -142,7 +142,7 @@ fn costs(out: &mut String, summary: &Summary<'_>) {
         }
         rows
     };
-    out.push_str("<div class=\"card two\">\n");
+    out.push_str("<div class=\"card two costs\">\n");
     for (label, figure) in
         [("CPU time per operation", Record::cpu_us as fn(&Record) -> f64), ("Time per operation", wall_us)]
     {
@@ -164,7 +164,7 @@ fn value_sizes(out: &mut String, summary: &Summary<'_>) {
         "<h2>Cost against the size of values</h2>\n<p class=\"soft\">CPU time per operation, against suite none. Every size with as many entries as make the same amount of data.</p>\n",
     );
     legend(out, &sealing(summary).collect::<Vec<_>>());
-    out.push_str("<div class=\"card three\">\n");
+    out.push_str("<div class=\"card three sizes\">\n");
     for &workload in &summary.workloads {
         let runs: Vec<(&str, Vec<(f64, f64)>)> = sealing(summary)
             .map(|suite| {
