@@ -429,3 +429,32 @@ fn the_demonstration_keeps_its_promises_and_cleans_up() {
     // A second one does not write into the first one's store.
     assert_eq!(demo(&[]).status.code(), Some(4));
 }
+
+#[test]
+fn a_trail_is_kept_read_and_checked() {
+    // Who misused a key, or cleaned up behind himself, must be seen by whoever has nothing but the command.
+    let desk = Desk::empty();
+    let trail = desk.text("trail");
+    let with_trail = |args: &[&str]| desk.ok(&[&["--trail", &trail], args].concat());
+    desk.fails(&["trail", "count"], 2);
+    desk.fails(&["--trail", &trail, "trail", "count"], 3);
+    desk.fails(&["--trail", &desk.text("store/trail"), "init"], 2);
+    with_trail(&["init"]);
+    with_trail(&["--trail-names", "create-table", "t", "--master-key", "managed"]);
+    with_trail(&["put", "t", "k", "v"]);
+    desk.fails(&["--trail", &trail, "drop-table", "none", "--yes"], 3);
+    let calls = with_trail(&["trail", "table", "t"]);
+    assert!(
+        calls.contains("GenerateDataKey") && calls.contains("Decrypt") && !calls.contains("DeleteTable"),
+        "{calls}"
+    );
+    assert!(with_trail(&["trail", "count"]).contains("DeleteTable"));
+    assert!(with_trail(&["trail", "key", "alias/strongroom"]).contains("in use"));
+    assert!(with_trail(&["trail", "verify"]).contains("attested by the store"));
+    assert_eq!(desk.run(&["--trail", &trail, "trail", "calls", "--day", "2026-02-30"], b"").status.code(), Some(2));
+
+    // The last file, with the refused drop, goes.
+    let (last, _) = contents(&desk.path("trail")).into_iter().next_back().unwrap();
+    fs::remove_file(desk.path("trail").join(last)).unwrap();
+    assert!(desk.fails(&["--trail", &trail, "trail", "verify"], 7).contains("trail"));
+}
