@@ -47,25 +47,25 @@ impl Handle {
         }
     }
 
-    /// A table's master key was changed, or was not. `changed` is the table and its master key, as far as they are known.
+    /// A table's master key was changed to `master_key`, which is the one in `outcome`, or was not.
     pub(super) fn record_change(
         &self,
         name: &str,
+        table: Option<TableId>,
         master_key: &MasterKey,
-        changed: Option<(TableId, &Master)>,
-        failed: Option<&Error>,
+        outcome: Result<&Master, &Error>,
     ) {
         let Some(trail) = self.keys.trail() else { return };
-        let customers = changed.filter(|(_, master)| master.kind != MasterKind::Owned);
+        let shown = outcome.ok().filter(|master| master.kind != MasterKind::Owned);
         let call = TableCall {
             name: "UpdateTable",
             principal: self.principal(),
-            table: changed.map(|(table, _)| table),
+            table,
             table_name: name,
             master_key: Some(master_key.name()),
-            master_key_arn: customers.map(|(_, master)| master.arn.as_str()),
+            master_key_arn: shown.map(|master| master.arn.as_str()),
         };
-        trail.table_called(&call, failed);
+        trail.table_called(&call, outcome.err());
     }
 
     /// A table was dropped, or was not. `table` is what had the name before.

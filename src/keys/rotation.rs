@@ -14,7 +14,7 @@
 //! of their own) it is decrypted by one and encrypted by the other.
 
 use super::provider::{DecryptRequest, EncryptRequest, EncryptionContext, Principal, ReEncryptRequest};
-use super::{KeyBroker, Master, NewKey, guarded, other_key, tampered};
+use super::{KeyBroker, Master, NewKey, other_key, tampered};
 use crate::crypto::TableKey;
 use crate::error::{Error, ProviderError, ProviderReason, Result};
 use crate::format::keyfile::{KeyFile, KeyState, MasterKind, Wrap};
@@ -91,6 +91,8 @@ impl KeyBroker {
         let context = EncryptionContext::from_pairs(wrap.context.iter().cloned()).map_err(unavailable)?;
         let (old, new) = (self.provider(from), self.provider(master.kind));
         let wrapped = if std::ptr::addr_eq(old, new) {
+            // On record as a request about the key that is not the store's own, if one of the two is not.
+            let kind = if from == MasterKind::Owned { master.kind } else { from };
             let request = ReEncryptRequest::new(
                 wrap.key_arn.clone(),
                 wrap.wrapped.clone(),
@@ -99,13 +101,13 @@ impl KeyBroker {
                 context,
                 principal.clone(),
             );
-            guarded(|| new.re_encrypt(&request))
+            self.ask(kind, &request)
         } else {
             let decrypt =
                 DecryptRequest::new(wrap.key_arn.clone(), wrap.wrapped.clone(), context.clone(), principal.clone());
-            guarded(|| old.decrypt(&decrypt)).and_then(|opened| {
+            self.ask(from, &decrypt).and_then(|opened| {
                 let encrypt = EncryptRequest::new(master.arn.clone(), opened.plaintext, context, principal.clone());
-                guarded(|| new.encrypt(&encrypt))
+                self.ask(master.kind, &encrypt)
             })
         };
         let wrapped = wrapped

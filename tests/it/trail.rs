@@ -124,6 +124,7 @@ fn workload(scene: &Scene, store: &Store) {
     let two = store.create_table("returns", under("alias/two")).unwrap();
     store.create_table("managed", TableOptions::new().master_key(MasterKey::managed())).unwrap();
     store.create_table("owned", TableOptions::new()).unwrap();
+    store.update_table("managed", MasterKey::customer("alias/two")).unwrap();
     one.put("secret key", "secret value").unwrap();
     two.put("secret key", "secret value").unwrap();
     let ada = store.session(named("ada")).unwrap();
@@ -139,6 +140,7 @@ fn workload(scene: &Scene, store: &Store) {
     scene.pass(Duration::from_secs(310));
     assert!(one.get("secret key").unwrap().is_some());
     assert!(eve.drop_table("returns").is_err());
+    assert!(eve.update_table("returns", MasterKey::owned()).is_err());
     store.drop_table("returns").unwrap();
 }
 
@@ -175,12 +177,8 @@ fn every_request_to_a_provider_is_one_record_in_the_same_order() {
         .into_iter()
         .filter(|record| record.source == KMS)
         .map(|record| {
-            let context = ["encryptionContext", "constraints"].iter().find_map(|name| record.request.member(name));
-            let context = context.map(|context| match context.member("encryptionContextSubset") {
-                Some(subset) => values(subset),
-                None => values(context),
-            });
-            let context = context.filter(|_| record.name != "CreateGrant").unwrap_or_default();
+            let contexts = ["encryptionContext", "sourceEncryptionContext"];
+            let context = contexts.iter().find_map(|name| record.request.member(name)).map(values).unwrap_or_default();
             (record.name, record.identity.id, context, record.error.map(|(code, _)| code))
         })
         .collect();
@@ -213,10 +211,12 @@ fn calls_of_tables_are_there_with_who_called_and_what_came_of_it() {
         .collect();
     let call = |name: &str, who: &str, error: Option<&str>| (name.to_owned(), who.to_owned(), error.map(str::to_owned));
     let mut expected = vec![call("CreateTable", "owner", None); 4];
+    expected.push(call("UpdateTable", "owner", None));
     expected.push(call("CreateTable", "owner", Some("AlreadyExists")));
     expected.push(call("CreateTable", "owner", Some("KeyUnavailable")));
     expected.push(call("CreateTable", "owner", Some("KeyUnavailable")));
     expected.push(call("DeleteTable", "eve", Some("AccessDenied")));
+    expected.push(call("UpdateTable", "eve", Some("AccessDenied")));
     expected.push(call("DeleteTable", "owner", None));
     assert_eq!(calls, expected);
     assert!(scene.records().iter().all(|record| record.table_name().is_none()));
@@ -693,7 +693,17 @@ fn the_live_view_names_the_tables_under_a_key() {
         Ok(store.tables_using_key(&arn)?.into_iter().map(|table| table.name).collect())
     };
     assert_eq!(using("alias/one").unwrap(), ["orders"]);
-    assert_eq!(using("alias/two").unwrap(), Vec::<String>::new());
-    assert_eq!(using("alias/strongroom").unwrap(), ["managed"]);
+    assert_eq!(using("alias/two").unwrap(), ["managed"], "it was moved, and `returns` was dropped");
+    assert_eq!(using("alias/strongroom").unwrap(), Vec::<String>::new());
+    let by_trail = |alias: &str| -> Vec<String> {
+        let uses = scene.folder().uses_of_key(&scene.world.kms.key(alias).unwrap().arn).unwrap();
+        uses.into_iter().filter(|one| one.in_use).map(|one| one.table).collect()
+    };
+    for alias in ["alias/one", "alias/two", "alias/strongroom"] {
+        let mut ids: Vec<_> =
+            using(alias).unwrap().iter().map(|name| store.table(name).unwrap().id().to_string()).collect();
+        ids.sort();
+        assert_eq!(by_trail(alias), ids, "{alias}");
+    }
     assert_eq!(using(OWNED_ALIAS).unwrap(), Vec::<String>::new());
 }

@@ -117,6 +117,9 @@ fn workload(desk: &Desk) -> String {
     store.create_table("more", under("alias/two")).unwrap();
     store.create_table("managed", TableOptions::new().master_key(MasterKey::managed())).unwrap();
     store.create_table("owned", TableOptions::new()).unwrap().put("k", "v").unwrap();
+    store.update_table("late", MasterKey::customer("alias/two")).unwrap();
+    store.update_table("more", MasterKey::owned()).unwrap();
+    assert!(sessions[1].update_table("orders", MasterKey::owned()).is_err());
     desk.provider.inject(Rule::on(Operation::GenerateDataKey).nth(1).fail(ProviderReason::Throttled));
     assert!(store.create_table("never", under("alias/two")).is_err());
     desk.provider.heal();

@@ -75,14 +75,12 @@ impl Store {
     /// # Errors
     /// As for [`update_table`](Store::update_table).
     pub fn update_table_with(&self, name: &str, change: KeyChange) -> Result<()> {
-        let engine = self.keyholder()?;
-        let outcome = engine.catalog.named(name).and_then(|table| {
-            let id = table.id;
-            let (mut report, master) = engine.change_keys(vec![table], &change)?;
-            report.failed.pop().map_or(Ok((id, master)), |(_, error)| Err(error))
+        let id = self.engine().catalog.named(name).ok().map(|table| table.id);
+        let outcome = self.keyholder().and_then(|engine| {
+            let (mut report, master) = engine.change_keys(vec![engine.catalog.named(name)?], &change)?;
+            report.failed.pop().map_or(Ok(master), |(_, error)| Err(error))
         });
-        let changed = outcome.as_ref().ok().map(|(id, master)| (*id, master));
-        self.handle.record_change(name, &change.master, changed, outcome.as_ref().err());
+        self.handle.record_change(name, id, &change.master, outcome.as_ref());
         outcome.map(drop)
     }
 
@@ -92,8 +90,8 @@ impl Store {
     /// # Errors
     /// [`Error::TableNotFound`] for any of them, [`Error::MasterKeyUnavailable`], or [`Error::Io`]. What concerns one table alone is in the report.
     pub fn update_tables(&self, names: &[&str], change: KeyChange) -> Result<RewrapReport> {
-        let engine = self.keyholder()?;
-        let tables: Vec<_> = names.iter().map(|name| engine.catalog.named(name)).collect::<Result<_>>()?;
+        self.engine().check_open()?;
+        let tables: Vec<_> = names.iter().map(|name| self.engine().catalog.named(name)).collect::<Result<_>>()?;
         self.change_many(tables, &change)
     }
 
@@ -121,13 +119,19 @@ impl Store {
     }
 
     fn change_many(&self, tables: Vec<Arc<TableState>>, change: &KeyChange) -> Result<RewrapReport> {
-        let (report, master) = self.keyholder()?.change_keys(tables.clone(), change)?;
-        let failed: BTreeMap<&str, &Error> = report.failed.iter().map(|(name, error)| (name.as_str(), error)).collect();
-        for table in tables {
-            let failed = failed.get(&*table.name).copied();
-            self.handle.record_change(&table.name, &change.master, Some((table.id, &master)), failed);
+        let outcome = self.keyholder().and_then(|engine| engine.change_keys(tables.clone(), change));
+        let failed: BTreeMap<&str, &Error> = match &outcome {
+            Ok((report, _)) => report.failed.iter().map(|(name, error)| (name.as_str(), error)).collect(),
+            Err(error) => tables.iter().map(|table| (&*table.name, error)).collect(),
+        };
+        for table in &tables {
+            let outcome = match (failed.get(&*table.name).copied(), &outcome) {
+                (Some(error), _) | (None, Err(error)) => Err(error),
+                (None, Ok((_, master))) => Ok(master),
+            };
+            self.handle.record_change(&table.name, Some(table.id), &change.master, outcome);
         }
-        Ok(report)
+        outcome.map(|(report, _)| report)
     }
 
     /// Begin a new generation of a table's key under its present master key. Log and files are under it from now on; what lies there is written anew in the
