@@ -73,6 +73,7 @@ pub use db::{
     SealedBytes, Snapshot, SseDescription, SseStatus, SseType, Store, Table, TableDescription, TableStatus,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use io::os::KeyMemory;
 pub use keys::{KeyProvider, LocalKms, Principal, Unlock};
 pub use options::{Cipher, Compression, Durability, MasterKey, StoreOptions, TableOptions, TrailOptions};
 pub use value::Value;

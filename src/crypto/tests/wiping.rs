@@ -97,6 +97,13 @@ mod memory {
     const FILE_KEY_INVERTED: &str = "9fdb7de93f721f2433318bdb267cf10be6452ad3ae665fa3f9a65c4e8890f9de";
     const STREAM_KEY_INVERTED: &str = "f896149f50df77c90802714ced0d237be423af978ff6e814e5025ef8c9afa316";
 
+    const BLOCK_KEY_INVERTED: &str = "f2695fe8b5dc1d962cc6b9e6838d3955195ebc1dfe260e21edce3d1ce77c2ec2";
+    /// What HMAC makes of the file key and keeps: as good as the key.
+    const FILE_KEY_STATES_INVERTED: [[u32; 8]; 2] = [
+        [0xa6c9_0a46, 0x3574_d450, 0x07ba_0ff8, 0xe3f5_9f08, 0x4cbf_ce13, 0x0caa_5473, 0xb76b_4d6a, 0x9ee7_ae51],
+        [0x4aff_98f5, 0x81b5_7548, 0xaebb_6042, 0xe22c_de11, 0x07e2_8495, 0xccbb_59ae, 0x3b1a_84c9, 0xcd04_ae73],
+    ];
+
     const fn inverted_secret() -> [u8; 32] {
         let mut bytes = [0; 32];
         let mut i = 0;
@@ -172,29 +179,65 @@ mod memory {
         outcome
     }
 
+    fn state_bytes(state: [u32; 8]) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for (chunk, word) in bytes.chunks_mut(4).zip(state) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn work_on_a_frame_leaves_no_key_on_the_stack() {
+        // Otherwise every thread that ever read a block would keep the keys of its file, long after the table was revoked.
+        let _alone = ALONE.lock();
+        let [inner, outer] = FILE_KEY_STATES_INVERTED.map(state_bytes);
+        let needles = [from_hex(BLOCK_KEY_INVERTED), inner, outer];
+        let file_key = deep_down(|| table_key().file_key(Suite::Aes256Gcm, FileKind::Table, NUMBER, &salt()));
+        let ready = count(&needles);
+        assert!(ready[0] == 0 && ready[1] > 0 && ready[2] > 0, "the search finds the states that are ready: {ready:?}");
+        deep_down(|| {
+            assert!(file_key.open(0, b"", Wiped::from(vec![0; 48])).is_err());
+            assert!(file_key.check_header(b"a header", &[0; TAG_BYTES]).is_err());
+        });
+        assert_eq!(count(&needles), ready);
+        drop(file_key);
+        assert_eq!(count(&needles), [0; 3]);
+    }
+
+    /// Both tests work with the same keys, and count them in all of memory.
+    static ALONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+    const NUMBER: FileNumber = FileNumber(0x0102_0304_0506_0708);
+
+    fn salt() -> Salt {
+        Salt::from_bytes(std::array::from_fn(|i| 32 + i as u8))
+    }
+
+    fn table_key() -> TableKey {
+        let store = StoreId::from_bytes(std::array::from_fn(|i| 0xa0 + i as u8));
+        let table = TableId::from_bytes(std::array::from_fn(|i| 0xb0 + i as u8));
+        let secret = Secret::fill_with(|bytes| (0..).zip(bytes).for_each(|(i, byte)| *byte = secret_byte(i)));
+        TableKey::new(secret, store, table, Generation(7))
+    }
+
     #[test]
     fn no_copy_of_a_key_stays_in_memory_after_set_up_and_drop() {
         // Otherwise a core dump or a swapped page would hold keys that were dropped long ago.
+        let _alone = ALONE.lock();
         let needles = with_hmac_masks([
             SECRET_INVERTED,
             from_hex(EXTRACTED_INVERTED),
             from_hex(FILE_KEY_INVERTED),
             from_hex(STREAM_KEY_INVERTED),
         ]);
-        let store = StoreId::from_bytes(std::array::from_fn(|i| 0xa0 + i as u8));
-        let table = TableId::from_bytes(std::array::from_fn(|i| 0xb0 + i as u8));
-        let salt = Salt::from_bytes(std::array::from_fn(|i| 32 + i as u8));
-        let number = FileNumber(0x0102_0304_0506_0708);
-
         let (table_key, file_key, stream_key) = deep_down(|| {
-            let secret = Secret::fill_with(|bytes| (0..).zip(bytes).for_each(|(i, byte)| *byte = secret_byte(i)));
-            let table_key = TableKey::new(secret, store, table, Generation(7));
-            let file_key = table_key.file_key(Suite::Aes256Gcm, FileKind::Table, number, &salt);
-            let stream_key = table_key.stream_key(Suite::Aes256Gcm, FileKind::Log, number, &salt);
+            let table_key = table_key();
+            let file_key = table_key.file_key(Suite::Aes256Gcm, FileKind::Table, NUMBER, &salt());
+            let stream_key = table_key.stream_key(Suite::Aes256Gcm, FileKind::Log, NUMBER, &salt());
             (table_key, file_key, stream_key)
         });
         let living = count(&needles);
-        // The secret in its box, and the stream key where an AES key schedule begins with its key.
+        // The secret in its cell, and the stream key where an AES key schedule begins with its key.
         assert_eq!(living[..3], [1, 0, 0]);
         assert!(living[3] <= 1, "{living:?}");
         assert_eq!(living[4..], [0; 8]);

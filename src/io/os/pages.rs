@@ -337,6 +337,39 @@ mod tests {
         assert!(memory.bytes >= CHUNK_BYTES as u64 && memory.locked_bytes <= memory.bytes);
     }
 
+    #[cfg(target_os = "linux")]
+    unsafe extern "C" {
+        fn fork() -> std::ffi::c_int;
+        fn _exit(status: std::ffi::c_int) -> !;
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri cannot fork")]
+    fn a_forked_child_has_no_keys_but_its_own() {
+        // Otherwise a child could wrap its data with a key of zeros, or share its parent's pages with what it makes itself.
+        let secret = Strongbox::new([7_u8; 32]);
+        // Held across the fork by the thread that forks, so that it is free in the child, whatever other threads do.
+        let pages = PAGES.lock();
+        // SAFETY: the child allocates, which the C library prepares for, uses a lock that it holds, and leaves through `_exit`.
+        let child = unsafe { fork() };
+        assert!(child >= 0);
+        drop(pages);
+        if child == 0 {
+            let mut right = i32::from(!secret.is_ours());
+            right += i32::from(secret.bytes_of_slot().iter().all(|byte| *byte == 0));
+            drop(secret);
+            let own = Strongbox::new([8_u8; 32]);
+            right += i32::from(own.is_ours() && own.iter().all(|byte| *byte == 8));
+            // SAFETY: ends the child, and so touches nothing.
+            unsafe { _exit(right) }
+        }
+        let child = rustix::process::Pid::from_raw(child);
+        let (_, status) = rustix::process::waitpid(child, rustix::process::WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(3));
+        assert!(secret.is_ours() && secret.iter().all(|byte| *byte == 7));
+    }
+
     #[test]
     fn empty_and_largest_values_have_a_slot() {
         // Otherwise a mark without bytes would share its place with somebody's key.
