@@ -39,14 +39,14 @@ impl Value {
     pub(crate) fn copied(bytes: &[u8]) -> Value {
         // Sizes that are known when this is compiled need one allocation, and others two.
         let backing: Arc<dyn Backing> = match bytes.len() {
-            ..=INLINE_BYTES => {
+            0..=INLINE_BYTES => {
                 let mut inline = [0; INLINE_BYTES];
                 inline[..bytes.len()].copy_from_slice(bytes);
                 return Value(Repr::Inline { len: bytes.len() as u8, bytes: inline });
             }
-            ..=64 => copy_of::<64>(bytes),
-            ..=128 => copy_of::<128>(bytes),
-            ..SHARE_BYTES_MIN => copy_of::<256>(bytes),
+            25..=64 => copy_of::<64>(bytes),
+            65..=128 => copy_of::<128>(bytes),
+            129..SHARE_BYTES_MIN => copy_of::<256>(bytes),
             _ => Arc::new(Copied(Box::<[u8]>::from(bytes))),
         };
         // Only keys are copied that are longer, and they are at most 64 KiB.
