@@ -28,8 +28,8 @@ use sha2::Sha256;
 use strongroom::event::Event;
 use strongroom::io::{Entropy, Environment};
 use strongroom::keys::{
-    DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EngineKeyRequest, GenerateDataKeyRequest, GeneratedDataKey,
-    KeyDescription, ProviderDescription, ProviderResult,
+    CreateGrantRequest, DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EndGrantRequest, EngineKeyRequest,
+    GenerateDataKeyRequest, GeneratedDataKey, Grant, KeyDescription, ProviderDescription, ProviderResult,
 };
 use strongroom::options::StoreOptions;
 use strongroom::{KeyProvider, LocalKms, MasterKey, Store, Table, TableOptions, Unlock};
@@ -119,6 +119,18 @@ impl KeyProvider for Telling {
 
     fn decrypt(&self, request: &DecryptRequest) -> ProviderResult<DecryptedDataKey> {
         self.kms.decrypt(request)
+    }
+
+    fn create_grant(&self, request: &CreateGrantRequest) -> ProviderResult<Grant> {
+        self.kms.create_grant(request)
+    }
+
+    fn retire_grant(&self, request: &EndGrantRequest) -> ProviderResult<()> {
+        self.kms.retire_grant(request)
+    }
+
+    fn revoke_grant(&self, request: &EndGrantRequest) -> ProviderResult<()> {
+        self.kms.revoke_grant(request)
     }
 
     fn managed_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
