@@ -1,7 +1,7 @@
 //! Every request that a provider can be asked, with what the trail says of it.
 //!
 //! [`Call`] is how the broker asks: one type per request, so that there is one function through which all of them go, and no request that the
-//! trail does not know. What a record shows is chosen here, field by field: key names, contexts, grants. Plaintext and ciphertext are never looked at.
+//! trail does not know. (The engine gives grants up and never takes one away, so there is none for that.) What a record shows is chosen here, field by field: key names, contexts, grants. Plaintext and ciphertext are never looked at.
 
 use super::record::{ENGINE, TrailResource, TrailValue};
 use crate::error::ProviderError;
@@ -52,9 +52,6 @@ pub(in crate::keys) struct Managed<'a>(pub(in crate::keys) &'a EngineKeyRequest)
 pub(in crate::keys) struct Owned<'a>(pub(in crate::keys) &'a EngineKeyRequest);
 /// Gives a grant up.
 pub(in crate::keys) struct Retire<'a>(pub(in crate::keys) &'a EndGrantRequest);
-#[allow(dead_code, reason = "for tables that are dropped")]
-/// Takes a grant away.
-pub(in crate::keys) struct Revoke<'a>(pub(in crate::keys) &'a EndGrantRequest);
 
 impl Call for DescribeKeyRequest {
     type Answer = KeyDescription;
@@ -199,23 +196,6 @@ impl Call for Retire<'_> {
         let request = TrailValue::object([("keyId", self.0.key_arn.as_str().into())]);
         let shown = Shown::new("RetireGrant", &self.0.principal, vec![self.0.key_arn.clone()], request);
         Shown { additional: vec![("grantId", self.0.grant_id.as_str().into())], read_only: false, ..shown }
-    }
-}
-
-impl Call for Revoke<'_> {
-    type Answer = ();
-
-    fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<()> {
-        provider.revoke_grant(self.0)
-    }
-
-    fn shown(&self, _answer: Result<&(), &ProviderError>) -> Shown<'_> {
-        let request = TrailValue::object([
-            ("keyId", self.0.key_arn.as_str().into()),
-            ("grantId", self.0.grant_id.as_str().into()),
-        ]);
-        let shown = Shown::new("RevokeGrant", &self.0.principal, vec![self.0.key_arn.clone()], request);
-        Shown { read_only: false, ..shown }
     }
 }
 

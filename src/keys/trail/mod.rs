@@ -57,8 +57,7 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 pub use self::calendar::Day;
-#[allow(unused_imports, reason = "grants end by requests that are recorded, too")]
-pub(super) use self::calls::{Call, Managed, Owned, Retire, Revoke};
+pub(super) use self::calls::{Call, Managed, Owned, Retire};
 use self::chain::{ChainKeys, Point};
 #[cfg(feature = "trail")]
 pub use self::lines::JsonLinesTrail;
