@@ -108,6 +108,15 @@ pub enum Error {
         /// The provider's last answer.
         source: ProviderError,
     },
+    /// The key of the store's own metadata is refused: no table answers, and nothing is written. Nothing is lost; the store answers again by
+    /// itself once that key does.
+    #[error("the store is inaccessible since {since_ms} ms after 1970-01-01 00:00 UTC: {source}")]
+    StoreInaccessible {
+        /// Wall time of the first refusal, in milliseconds since 1970-01-01 00:00 UTC.
+        since_ms: u64,
+        /// The provider's last answer.
+        source: ProviderError,
+    },
     /// The provider refused a master key that was given by name.
     #[error("master key {key}: {source}")]
     MasterKeyUnavailable {
@@ -288,9 +297,10 @@ impl Error {
             Error::MissingFile { .. } => ErrorKind::MissingFile,
             Error::Locked { .. } => ErrorKind::Locked,
             Error::UnknownVersion { .. } => ErrorKind::UnknownVersion,
-            Error::KeyUnavailable { .. } | Error::TableInaccessible { .. } | Error::MasterKeyUnavailable { .. } => {
-                ErrorKind::KeyUnavailable
-            }
+            Error::KeyUnavailable { .. }
+            | Error::TableInaccessible { .. }
+            | Error::StoreInaccessible { .. }
+            | Error::MasterKeyUnavailable { .. } => ErrorKind::KeyUnavailable,
             Error::SessionRefused { .. } | Error::AccessDenied { .. } => ErrorKind::AccessDenied,
             Error::LimitExceeded { .. } | Error::KeyChangesExceeded { .. } => ErrorKind::LimitExceeded,
             Error::TableUpdating { .. } | Error::MasterKeyShared { .. } => ErrorKind::Busy,

@@ -78,6 +78,15 @@ pub enum Event {
         /// The table.
         table: TableId,
     },
+    /// The store's own key began to be refused: no call is answered. Its data is safe.
+    StoreInaccessible {
+        /// Wall time of the first refusal, in milliseconds since 1970-01-01 00:00 UTC.
+        since_ms: u64,
+        /// What the provider said.
+        reason: ProviderError,
+    },
+    /// The store's own key may be used again, and so may the store.
+    StoreAccessible,
     /// A dropped table's wrapped keys have been erased durably.
     TableShredded {
         /// The table.

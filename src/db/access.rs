@@ -21,6 +21,10 @@
 //! calls a second are one request. The prober asks for one table per master key, first after [`PROBE_MIN`] and then after pauses that double
 //! up to [`PROBE_MAX`]; only when that one is back does it ask for the others under the same key. An opening asks nothing.
 //!
+//! # The store's own key
+//! is asked for every five minutes, too. While it is refused, no call is answered ([`Error::StoreInaccessible`]), at no cost to calls: the tick that permits are
+//! compared with stands at the end of time.
+//!
 //! # No commit slips through
 //! A commit that found its table's view inserts while it holds the writer's lock, and the view goes under that lock. So everything that was
 //! acknowledged lies before the log's end as it is read there, and the range from the oldest memtable's first segment to that end is all
@@ -28,6 +32,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -43,6 +48,7 @@ use crate::io::{Signal, Step, Task, Tick};
 use crate::keys::{KeySet, Principal};
 use crate::types::{FileNumber, Slot, TableId};
 use crate::version::state::State;
+use crate::version::system::SystemFile;
 use crate::wal::replay::{KnownSegment, sections_of};
 
 /// How long callers share a refusal before the provider is asked again for one of them.
@@ -57,6 +63,7 @@ const TABLES_PER_APPEND: usize = 256;
 
 /// Whether a table's key is refused, and what is known about it. Only slow paths look at it: what keeps everybody out is that nobody has
 /// a permit.
+#[derive(Default)]
 pub(crate) struct Access {
     /// Boxed, because most tables never have one and there are very many tables.
     refused: Mutex<Option<Box<Refused>>>,
@@ -129,12 +136,31 @@ pub(crate) struct Custody {
     unindexed: Mutex<BTreeMap<Slot, Arc<TableState>>>,
     /// Held while segments are searched for sections, and while parking removes segments.
     pub(super) searching: Mutex<()>,
+    /// The same for the store's own key; the flag says at a glance whether it is refused.
+    system: Access,
+    system_refused: AtomicBool,
 }
 
 impl Custody {
     /// Wake the custodian and the prober.
     pub(crate) fn wake(&self) {
         self.signal.raise();
+    }
+
+    /// Whether the store's own key is refused.
+    pub(crate) fn is_system_refused(&self) -> bool {
+        self.system_refused.load(Ordering::Acquire)
+    }
+
+    /// What every call is refused with while the store's own key is.
+    pub(crate) fn system_refusal(&self) -> Option<Error> {
+        if !self.is_system_refused() {
+            return None;
+        }
+        match self.system.refused(TableId::SYSTEM)? {
+            Error::TableInaccessible { since_ms, source, .. } => Some(Error::StoreInaccessible { since_ms, source }),
+            error => Some(error),
+        }
     }
 
     /// A table that is inaccessible when the store is opened.
@@ -415,9 +441,12 @@ impl Engine {
 
 // ---- the prober ------------------------------------------------------------------------------------------------
 
-/// Asks whether refused keys are back. A task of its own, because it asks providers, which may take their time.
+/// Asks whether refused keys are back, and whether the store's own still is to be had. A task of its own, because it asks providers, which may
+/// take their time.
 pub(super) struct Prober {
     engine: Arc<Engine>,
+    /// When the store's own key is asked for again.
+    system: Turn,
     /// When each master key is asked for again, by its ARN.
     turns: BTreeMap<Arc<str>, Turn>,
     /// Tables under a key that is back: each is asked for once.
@@ -433,7 +462,29 @@ struct Turn {
 
 impl Prober {
     pub(super) fn new(engine: Arc<Engine>) -> Prober {
-        Prober { engine, turns: BTreeMap::new(), wave: Vec::new() }
+        // It was asked for just now: nothing is open without it.
+        let again = engine.env.clock.tick().after(engine.options.permit);
+        let system = Turn { again, pause: PROBE_MIN, last: Slot(0) };
+        Prober { engine, system, turns: BTreeMap::new(), wave: Vec::new() }
+    }
+
+    /// Ask for the store's own key if it is due; whether it was.
+    fn probe_system(&mut self) -> bool {
+        if self.engine.env.clock.tick() < self.system.again {
+            return false;
+        }
+        self.system.pause = match self.engine.check_system_key() {
+            // As long as any permit lasts.
+            true => {
+                self.system.again = self.engine.env.clock.tick().after(self.engine.options.permit);
+                PROBE_MIN
+            }
+            false => {
+                self.system.again = self.engine.env.clock.tick().after(self.system.pause);
+                (self.system.pause * 2).min(PROBE_MAX)
+            }
+        };
+        true
     }
 
     /// The tables whose key is refused, by the ARN of their master key.
@@ -490,7 +541,10 @@ impl Task for Prober {
             }
             return Step::Again;
         }
-        match self.probe() {
+        if self.probe_system() {
+            return Step::Again;
+        }
+        match self.probe().map_err(|tick| Some(tick.map_or(self.system.again, |tick| tick.min(self.system.again)))) {
             Ok(()) => Step::Again,
             Err(deadline) => Step::Wait { signal, seen, clock: self.engine.env.clock.clone(), deadline },
         }
@@ -513,5 +567,44 @@ impl Engine {
             refused.master_arn = Some(arn.clone());
         }
         arn
+    }
+}
+
+// ---- the store's own key ---------------------------------------------------------------------------------------
+
+impl Engine {
+    /// Ask for the store's own key, as the service, and draw the consequences; whether it may be used. While it is refused every call is, and
+    /// nothing is committed; log and manifest stay as they are. It is asked for every five minutes (as long as a permit lasts), and what may pass
+    /// changes nothing.
+    ///
+    /// The key itself stays in memory: the manifest has to say how the store was closed.
+    fn check_system_key(&self) -> bool {
+        let custody = &self.background.custody;
+        let asked = SystemFile::read(&self.dir).and_then(|file| file.unlock(&self.keys));
+        let refusal = match asked {
+            Ok(_) => None,
+            Err(Error::KeyUnavailable { source, .. })
+                if matches!(source.class(), ProviderClass::Key | ProviderClass::Principal) =>
+            {
+                Some(source)
+            }
+            Err(_) => return !custody.is_system_refused(),
+        };
+        let Some(source) = refusal else {
+            if custody.system_refused.swap(false, Ordering::AcqRel) {
+                custody.system.reopen();
+                self.events.event(&Event::StoreAccessible);
+            }
+            return true;
+        };
+        let (now, wall_ms) = (self.env.clock.tick(), self.env.clock.wall_ms());
+        let first = custody.system.refuse(&source, now, wall_ms);
+        custody.system_refused.store(true, Ordering::Release);
+        // No permit lasts from now on, so that every call finds out why. The ticker sees the flag and leaves it so.
+        self.tick.store(Tick(u64::MAX));
+        if let (true, Some(since_ms)) = (first, custody.system.since_ms()) {
+            self.events.event(&Event::StoreInaccessible { since_ms, reason: source });
+        }
+        false
     }
 }

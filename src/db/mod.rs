@@ -374,13 +374,16 @@ impl fmt::Debug for Store {
 }
 
 impl Engine {
-    /// Fails once the store is closed, or in a forked child.
+    /// Fails once the store is closed, while its own key is refused, or in a forked child.
     fn check_open(&self) -> Result<()> {
         if self.tick.load().is_none() {
             return Err(Error::Forked);
         }
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed);
+        }
+        if let Some(refusal) = self.background.custody.system_refusal() {
+            return Err(refusal);
         }
         Ok(())
     }

@@ -33,7 +33,8 @@ fn reason_of(error: &Error) -> Option<ProviderReason> {
     match error {
         Error::KeyUnavailable { source, .. }
         | Error::MasterKeyUnavailable { source, .. }
-        | Error::TableInaccessible { source, .. } => Some(source.reason),
+        | Error::TableInaccessible { source, .. }
+        | Error::StoreInaccessible { source, .. } => Some(source.reason),
         _ => None,
     }
 }

@@ -35,7 +35,10 @@ impl Task for Ticker {
         }
         let signal = engine.background.quit.clone();
         let seen = signal.count();
-        engine.tick.store(engine.keys.advance());
+        let now = engine.keys.advance();
+        // While the store's own key is refused, no permit lasts.
+        let refused = engine.background.custody.is_system_refused();
+        engine.tick.store(if refused { Tick(u64::MAX) } else { now });
         let deadline = engine.env.clock.tick().after(KEEPER_PERIOD);
         Step::Wait { signal, seen, clock: engine.env.clock.clone(), deadline: Some(deadline) }
     }
