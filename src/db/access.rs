@@ -39,6 +39,7 @@ use parking_lot::Mutex;
 
 use super::Engine;
 use super::catalog::{TableState, Unreplayed};
+use super::maintenance::Writing;
 use crate::error::{Error, ProviderClass, ProviderError, Result};
 use crate::event::Event;
 use crate::format::FileName;
@@ -275,7 +276,11 @@ impl Task for Custodian {
         let seen = signal.count();
         if engine.poison.get().is_none() {
             // What fails here and poisons nothing is tried again.
-            let _ = engine.settle_accesses().and_then(|()| engine.park_for_log());
+            let _ = engine.settle_accesses();
+            // Not while the store is quiet: nothing may be open for writing then.
+            if let Some(_writing) = Writing::begin(engine) {
+                let _ = engine.park_for_log();
+            }
         }
         let deadline = engine.env.clock.tick().after(CUSTODIAN_PERIOD);
         Step::Wait { signal, seen, clock: engine.env.clock.clone(), deadline: Some(deadline) }

@@ -30,7 +30,7 @@ impl Engine {
     /// Park until the log is within its limit, or the oldest segment has to wait for tables that can be flushed.
     pub(super) fn park_for_log(&self) -> Result<()> {
         while let Some(segment) = self.segment_to_relieve() {
-            if self.background.paused() || segment >= self.log.end().segment || !self.park_segment(segment)? {
+            if segment >= self.log.end().segment || !self.park_segment(segment)? {
                 return Ok(());
             }
         }

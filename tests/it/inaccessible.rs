@@ -210,6 +210,37 @@ fn what_does_not_fit_the_log_is_parked_and_replayed_in_order() {
 }
 
 #[test]
+fn a_parked_file_that_is_missing_is_said_and_one_that_nobody_names_goes() {
+    // A store that opened without it would have lost what was acknowledged, and say nothing.
+    let world = World::new(14);
+    let store = world.create();
+    let table = store.create_table("tenant", tenants(0)).unwrap();
+    let other = store.create_table("other", tiny_table(1)).unwrap();
+    let (mut expected, mut others) = (Row::new(), Row::new());
+    fill(&table, &mut expected, 0, 60);
+    world.revoke(&table);
+    for round in 0..12 {
+        fill(&other, &mut others, round, 100);
+        world.pass(Duration::from_secs(1));
+    }
+    let parked = world.files("parked");
+    drop((table, other));
+    store.close().unwrap();
+    let path = format!("{DIR}/parked/{}", parked[0]);
+    let bytes = world.sim.vfs.read(&path).unwrap();
+    world.sim.vfs.delete(&path).unwrap();
+    let error = world.builder().open().unwrap_err();
+    assert!(matches!(&error, Error::MissingFile { file } if *file == format!("parked/{}", parked[0])), "{error}");
+    world.sim.vfs.plant(&path, &bytes).unwrap();
+    world.sim.vfs.plant(format!("{DIR}/parked/999999-1.log"), &bytes).unwrap();
+    let store = world.open();
+    assert!(store.recovery().removed_files.contains(&"parked/999999-1.log".to_owned()));
+    assert_eq!(world.files("parked"), parked);
+    world.restore();
+    assert_eq!(row(&store.table("tenant").unwrap()).unwrap(), expected);
+}
+
+#[test]
 fn dropping_an_inaccessible_table_needs_no_key() {
     // A tenant that left, key and all, must not stay in the store for ever.
     let world = World::new(4);

@@ -126,11 +126,6 @@ impl Background {
         self.wake();
     }
 
-    /// Whether no file may be written at present.
-    pub(in crate::db) fn paused(&self) -> bool {
-        self.paused.load(Ordering::SeqCst)
-    }
-
     /// Let background work write again.
     pub(in crate::db) fn resume(&self) {
         if self.paused.load(Ordering::Relaxed) {
@@ -249,11 +244,11 @@ impl Engine {
 }
 
 /// Counts its owner among those that have files open for writing, for as long as it lives.
-struct Writing(Arc<Engine>);
+pub(super) struct Writing(Arc<Engine>);
 
 impl Writing {
     /// None while the store is quiet.
-    fn begin(engine: &Arc<Engine>) -> Option<Writing> {
+    pub(super) fn begin(engine: &Arc<Engine>) -> Option<Writing> {
         // Counted first and looked second, while `quiesce` says it first and counts second: one of the two sees the other.
         engine.background.writing.fetch_add(1, Ordering::SeqCst);
         let writing = Writing(engine.clone());
