@@ -12,13 +12,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use strongroom::keys::{
     CreateGrantRequest, DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EndGrantRequest, EngineKeyRequest,
     GenerateDataKeyRequest, GeneratedDataKey, Grant, KeyDescription, ProviderDescription, ProviderResult,
 };
-use strongroom::{Builder, KeyProvider, LocalKms, Store, TableOptions, Unlock};
+use strongroom::{Builder, KeyProvider, LocalKms, Store, StoreOptions, TableOptions, Unlock};
 use tempfile::TempDir;
 
 /// Tables are made in batches of this size.
@@ -29,6 +29,8 @@ const BATCH: usize = 10_000;
 struct Counting {
     kms: LocalKms,
     calls: AtomicU64,
+    /// How long an unwrap takes, in milliseconds.
+    delay_ms: AtomicU64,
 }
 
 impl Counting {
@@ -56,6 +58,7 @@ impl KeyProvider for Counting {
     }
 
     fn decrypt(&self, request: &DecryptRequest) -> ProviderResult<DecryptedDataKey> {
+        std::thread::sleep(Duration::from_millis(self.delay_ms.load(Ordering::Relaxed)));
         self.counted(self.kms.decrypt(request))
     }
 
@@ -86,7 +89,7 @@ impl Bench {
     fn new() -> Bench {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let kms = LocalKms::create(folder.path().join("keyring"), Unlock::key(|key| key.fill(7))).expect("a keyring");
-        Bench { folder, provider: Arc::new(Counting { kms, calls: AtomicU64::new(0) }) }
+        Bench { folder, provider: Arc::new(Counting { kms, calls: AtomicU64::new(0), delay_ms: AtomicU64::new(0) }) }
     }
 
     fn builder(&self) -> Builder {
@@ -122,7 +125,56 @@ fn open() {
     store.close().expect("a clean close");
 }
 
-const BENCHES: [(&str, fn()); 1] = [("open", open)];
+/// What a provider that takes 50 ms costs: the first access, and then nobody, because permits are renewed in the background.
+fn access() {
+    const PERMIT: Duration = Duration::from_secs(2);
+    let options = StoreOptions { permit: PERMIT, ..StoreOptions::default() };
+    let bench = Bench::new();
+    let store = bench.builder().create().expect("a store");
+    let table = store.create_table("entries", TableOptions::new()).expect("a table");
+    (0..10_000_u32).for_each(|number| table.put(number.to_be_bytes(), [7; 100]).expect("room"));
+    store.close().expect("a clean end");
+    let store = bench.builder().options(options).open().expect("the store");
+    let table = store.table("entries").expect("the table");
+    bench.provider.delay_ms.store(50, Ordering::Relaxed);
+
+    let calls = bench.provider.calls();
+    let began = Instant::now();
+    table.get(1_u32.to_be_bytes()).expect("an answer");
+    println!("access: the first one with a provider that takes 50 ms  {:>9.1} ms", began.elapsed().as_secs_f64() * 1e3);
+
+    let (began, mut reads, mut worst) = (Instant::now(), 0_u64, Duration::ZERO);
+    let mut slow = [0_u64; 3];
+    while began.elapsed() < 5 * PERMIT {
+        for _ in 0..100 {
+            let one = Instant::now();
+            table.get(((reads % 10_000) as u32).to_be_bytes()).expect("an answer");
+            let took = one.elapsed();
+            worst = worst.max(took);
+            for (count, limit_ms) in slow.iter_mut().zip([1, 10, 50]) {
+                *count += u64::from(took >= Duration::from_millis(limit_ms));
+            }
+            reads += 1;
+        }
+    }
+    let asked = bench.provider.calls() - calls;
+    println!(
+        "access: reads during {} s of permits of {} s           {reads:>9}",
+        5 * PERMIT.as_secs(),
+        PERMIT.as_secs()
+    );
+    println!("access: provider calls for them                         {asked:>9}");
+    println!("access: provider calls per million reads                {:>9.2}", asked as f64 * 1e6 / reads as f64);
+    let at_five_minutes = asked as f64 * 1e6 / reads as f64 * PERMIT.as_secs_f64() / 300.0;
+    println!("access:   the same with permits of 5 minutes            {at_five_minutes:>9.4}");
+    println!("access: slowest read, renewals included                 {:>9.3} ms", worst.as_secs_f64() * 1e3);
+    println!(
+        "access: reads over 1, 10, 50 ms                         {:>9}",
+        format!("{} {} {}", slow[0], slow[1], slow[2])
+    );
+}
+
+const BENCHES: [(&str, fn()); 2] = [("open", open), ("access", access)];
 
 fn main() {
     // What cargo passes along for benchmarks of its own kind begins with dashes.

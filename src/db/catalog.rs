@@ -330,3 +330,15 @@ impl Memory {
         first
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_that_is_not_in_use_fits_into_half_a_kilobyte() {
+        // 100,000 of them are a normal store. 16 bytes of counts, 32 of a name, and 24 for each of its two entries in the catalog.
+        let bytes = size_of::<TableState>() + 16 + 32 + 2 * 24;
+        assert!(bytes <= 512, "{bytes} bytes");
+    }
+}

@@ -206,6 +206,8 @@ pub(crate) struct Permit {
 const USED: u64 = 1;
 /// How far the tick that operations compare with may be behind.
 pub(crate) const TICK_PERIOD: Duration = Duration::from_millis(100);
+/// The least time that there should be for a renewal.
+const RENEWAL_MIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct Requests {
@@ -676,11 +678,12 @@ impl TableLease {
             return Err(self.unavailable(refusal.source.clone()));
         }
         let lasts = unwrapped.lifetime.expire_after.map_or(terms.permit, |limit| limit.min(terms.permit));
-        let refresh = unwrapped.lifetime.refresh_after.map_or(lasts, |limit| limit.min(lasts));
-        // A twentieth early (15 seconds of five minutes): time enough for a slow answer and for some to fail.
-        let refresh = refresh.min(lasts - lasts / 20);
         // Operations compare with a tick that may be behind.
-        let allowed_until = sent.after(lasts - TICK_PERIOD.min(lasts / 20));
+        let lasts = lasts - TICK_PERIOD.min(lasts / 20);
+        let allowed_until = sent.after(lasts);
+        let refresh = unwrapped.lifetime.refresh_after.map_or(lasts, |limit| limit.min(lasts));
+        // A twentieth early (15 seconds of five minutes): time enough for a slow answer and for some to fail. A short permit is renewed earlier.
+        let refresh = refresh.min(lasts - (lasts / 20).max(RENEWAL_MIN).min(lasts / 2));
         if terms.time.now() >= allowed_until {
             let message = "the answer came after the permission in it had ended";
             return Err(self.unavailable(ProviderError::new(ProviderReason::TimedOut, message)));
