@@ -31,6 +31,7 @@
 //!
 //! # Where to read on
 //! - [`Store`], [`Table`], [`Batch`], [`Snapshot`] and [`Cursor`]: the face of the engine.
+//! - [`Store::session`]: the same store for several [`Principal`]s, each under permits of his own; [`Authorizer`]: who may do what with which keys.
 //! - [`KeyProvider`]: how to keep master keys somewhere else. [`LocalKms`]: the provider that comes with the crate. Behind features:
 //!   `keys::Pkcs11Provider` (an HSM), `keys::AwsKms`. For tests: [`keys::faulty`].
 //! - [`Error`]: every error says what to do about it ([`Error::advice`]).

@@ -196,18 +196,23 @@ impl Engine {
         Ok(memories)
     }
 
+    /// Whether the log is over its limit and [`load_for_log`](Engine::load_for_log) might help.
+    pub(super) fn needs_loading(&self) -> bool {
+        self.poison.get().is_none() && self.segment_to_relieve().is_some()
+    }
+
     /// While the log is over its limit, bring the tables into use whose unreplayed part of it begins in the oldest segment that is
     /// needed, so that they can be flushed.
     pub(super) fn load_for_log(&self) {
-        if self.poison.get().is_some() {
-            return;
-        }
         let Some(segment) = self.segment_to_relieve() else { return };
         let begins = |table: &&Arc<TableState>| {
             table.unreplayed.lock().first_segment() == Some(segment) && !table.access.is_refused()
         };
         let owners: Vec<_> = self.catalog.all().into_iter().filter(|table| begins(&table)).collect();
         for table in owners {
+            if self.background.stopping() {
+                return;
+            }
             // One whose key is not to be had keeps its segment, until that is parked.
             if let Ok(keys) = self.acquire_for_service(&table) {
                 let _ = self.load(&table, keys);

@@ -3,7 +3,8 @@
 //! ```text
 //!  permit begins ── look_after ──► agenda ── due ──► Warden ─┬─ look again later ──► agenda
 //!                                                            ├─ renew ──► due ──► Renewer, Renewer, ...   ask providers
-//!                                                            └─ ended, the table's last ──► ending ── put away (load.rs)
+//!                                                            ├─ ended, the table's last ──► ending ── put away (load.rs)
+//!                                                            └─ the log is over its limit ──► Loader   brings its owners into use
 //! ```
 //!
 //! The warden itself asks nobody, so a provider that takes its time delays no other permit: each question is a [`Renewer`]'s, of which there
@@ -37,6 +38,8 @@ const RENEWALS_MAX: usize = 8;
 pub(crate) struct Agenda {
     dates: Mutex<Dates>,
     renewals: Mutex<Renewals>,
+    /// Brings tables into use for the log's sake, if somebody does.
+    loader: Mutex<Option<Running>>,
     /// Tables that nobody may use any more and that are still to be put away.
     ending: Mutex<BTreeMap<Slot, Arc<TableState>>>,
 }
@@ -88,7 +91,8 @@ impl Agenda {
             renewals.due.clear();
             std::mem::take(&mut renewals.renewers)
         };
-        for renewer in renewers {
+        let loader = self.loader.lock().take();
+        for renewer in renewers.into_iter().chain(loader) {
             // One that panicked has nothing that anybody waits for.
             let _ = renewer.join.join();
         }
@@ -160,6 +164,28 @@ impl Engine {
         }
     }
 
+    /// While the log is over its limit, have tables brought into use that keep it from shrinking: by a task of its own, because that asks providers.
+    fn hire_loader(self: &Arc<Engine>) {
+        if !self.needs_loading() {
+            return;
+        }
+        let before = {
+            let mut loader = self.agenda.loader.lock();
+            if loader.as_ref().is_some_and(|loader| !loader.done.load(Ordering::Acquire)) {
+                return;
+            }
+            loader.take()
+        };
+        if let Some(before) = before {
+            let _ = before.join.join();
+        }
+        let done = Arc::new(AtomicBool::new(false));
+        let task = Loader { engine: self.clone(), done: done.clone() };
+        if let Ok(join) = self.env.scheduler.spawn("strongroom-load", Box::new(task)) {
+            *self.agenda.loader.lock() = Some(Running { done, join });
+        }
+    }
+
     /// Renew one permit that is due; false if there was none.
     fn renew_one(&self) -> bool {
         let Some(date) = self.agenda.renewals.lock().due.pop_front() else { return false };
@@ -196,7 +222,7 @@ impl Task for Warden {
         let signal: Arc<Signal> = self.engine.background.quit.clone();
         let seen = signal.count();
         self.engine.look_after_permits();
-        self.engine.load_for_log();
+        self.engine.hire_loader();
         let deadline = self.engine.env.clock.tick().after(WARDEN_PERIOD);
         Step::Wait { signal, seen, clock: self.engine.env.clock.clone(), deadline: Some(deadline) }
     }
@@ -214,6 +240,27 @@ impl Task for Renewer {
             true => Step::Again,
             false => Step::Done,
         }
+    }
+}
+
+/// Brings tables into use for the log's sake, once.
+struct Loader {
+    engine: Arc<Engine>,
+    done: Arc<AtomicBool>,
+}
+
+impl Task for Loader {
+    fn step(&mut self) -> Step {
+        if !self.engine.background.stopping() {
+            self.engine.load_for_log();
+        }
+        Step::Done
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Release);
     }
 }
 

@@ -44,6 +44,9 @@ pub const MANAGED_ALIAS: &str = "alias/strongroom";
 pub const OWNED_ALIAS: &str = "alias/strongroom-owned";
 
 /// Holds master keys; wraps and unwraps data keys with them. The master keys never have to leave it.
+///
+/// A provider that wraps another one passes every operation on, the ones with a default too: a store whose
+/// [`create_grant`](KeyProvider::create_grant) goes nowhere takes it that principals alone decide, and the provider beneath refuses the service.
 pub trait KeyProvider: Send + Sync + fmt::Debug {
     /// What this provider is. Asked when a store is opened; must not fail and should not go anywhere.
     fn describe(&self) -> ProviderDescription;
