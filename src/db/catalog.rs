@@ -61,6 +61,11 @@ impl Catalog {
         self.tables.read().by_slot.get(&slot).cloned()
     }
 
+    /// At most so many tables, from this slot on.
+    pub(crate) fn from_slot(&self, slot: Slot, count_max: usize) -> Vec<Arc<TableState>> {
+        self.tables.read().by_slot.range(slot..).take(count_max).map(|(_, table)| table.clone()).collect()
+    }
+
     /// Whether a table of this name exists.
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.tables.read().by_name.contains_key(name)

@@ -471,6 +471,10 @@ impl Opening {
             catalog.insert(table);
         }
         state.grants.values().for_each(|grant| keys.know_grant(grant));
+        if state.system_key.generations.len() > 1 {
+            background.rotate_system();
+        }
+        background.schedules.take_in(&state);
         let options = self.builder.options.clone();
         let engine = Arc::new(Engine {
             store: state.store.store,
@@ -564,6 +568,10 @@ impl Engine {
                             Some(slot) => self.settle_staged(*slot, table)?,
                             None => erase_key_file(&self.dir, table)?,
                         }
+                        continue;
+                    }
+                    Some(FileName::SystemKey) => {
+                        self.settle_staged_system_key()?;
                         continue;
                     }
                     // Any other temporary file was never anybody's; what else is there is not ours to touch.

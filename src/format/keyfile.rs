@@ -355,6 +355,11 @@ impl SystemKeyFile {
         &self.header
     }
 
+    /// Whether both units are whole, as far as that can be told without a key.
+    pub(crate) fn both_copies_good(&self) -> bool {
+        self.both_copies_good
+    }
+
     /// What the file says, unbelieved.
     pub(crate) fn unauthenticated(&self) -> &KeyFile {
         &self.record

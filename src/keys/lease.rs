@@ -105,6 +105,15 @@ impl KeySet {
         Ok(self.generation(header.generation).unwrap_or(&self.current))
     }
 
+    /// As [`opening`](KeySet::opening), for a file that stands twice and of which the first copy may be damaged.
+    ///
+    /// # Errors
+    /// If neither copy has a header that can be read, what is wrong with the first.
+    pub(crate) fn opening_twin(&self, copies: &[u8], place: &Where<'_>) -> Result<&TableKey> {
+        let second = || self.opening(&copies[copies.len() / 2..], place);
+        self.opening(copies, place).or_else(|refusal| second().map_err(|_| refusal))
+    }
+
     /// These keys, where `held` has the same generation as the very objects that others hold already.
     fn sharing(self, held: Option<&KeySet>) -> Option<KeySet> {
         let shared = |key: Arc<TableKey>| {

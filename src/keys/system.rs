@@ -31,7 +31,6 @@ impl SystemKeys {
     }
 
     /// From now on these are the generations, and files that are begun are sealed under the newest.
-    #[allow(dead_code, reason = "the rotation of the system key will use it")]
     pub(crate) fn replace(&self, keys: KeySet) {
         self.0.store(Some(Arc::new(keys)));
     }

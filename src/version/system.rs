@@ -51,8 +51,19 @@ impl SystemFile {
             }
             outcome => outcome?,
         };
-        let file = SystemKeyFile::decode_unauthenticated(&bytes, &Where::new(&name, 0))?;
-        Ok(SystemFile { name, file })
+        let file = SystemKeyFile::decode_unauthenticated(&bytes, &Where::new(&name, 0));
+        // It is erased before its successor takes its name: then that is there under the temporary one.
+        let staged = || {
+            let name = FileName::SystemKey.temporary_path();
+            let bytes = dir.read(&name, KEY_FILE_BYTES_MAX as u64).ok()?;
+            let file = SystemKeyFile::decode_unauthenticated(&bytes, &Where::new(&name, 0)).ok()?;
+            Some(SystemFile { name, file })
+        };
+        match file {
+            Ok(file) if file.both_copies_good() => Ok(SystemFile { name, file }),
+            Ok(file) => Ok(staged().unwrap_or(SystemFile { name, file })),
+            Err(error) => staged().ok_or(error),
+        }
     }
 
     /// The store that it says it belongs to, unbelieved: for the [`KeyBroker`] that is about to unlock it. Keys are bound to the store, so
@@ -90,6 +101,24 @@ impl SystemKey {
     pub(crate) fn check_pin(&self, pin: &KeyPin) -> Result<Pinned> {
         check_pin(pin, &self.file, &Where::new(&FileName::SystemKey.path(), 0))
     }
+}
+
+/// `keys/system`, checked with keys that are at hand and against its pin.
+///
+/// # Errors
+/// As for [`SystemFile::read`], [`SystemFile::unlock`] and [`check_pin`].
+pub(crate) fn read_system_file(dir: &Directory, keys: &KeySet, pin: &KeyPin) -> Result<OpenedKeyFile> {
+    read_system_file_at(dir, keys, pin, &FileName::SystemKey.path())
+}
+
+/// As [`read_system_file`], of the file with this name: its own or the temporary one.
+pub(crate) fn read_system_file_at(dir: &Directory, keys: &KeySet, pin: &KeyPin, name: &str) -> Result<OpenedKeyFile> {
+    let bytes = dir.read(name, KEY_FILE_BYTES_MAX as u64)?;
+    let place = Where::new(name, 0);
+    let file = SystemKeyFile::decode_unauthenticated(&bytes, &place)?
+        .authenticate(keys.opening_twin(&bytes, &place)?, &place)?;
+    check_pin(pin, &file, &place)?;
+    Ok(file)
 }
 
 /// How a key file stands to its pin.
@@ -152,7 +181,7 @@ fn open_key_file(
 ) -> Result<(OpenedKeyFile, Pinned)> {
     let bytes = dir.read(name, KEY_FILE_BYTES_MAX as u64)?;
     let place = Where::new(name, 0);
-    let opened = KeyFile::open(&bytes, system.opening(&bytes, &place)?, table, &place)?;
+    let opened = KeyFile::open(&bytes, system.opening_twin(&bytes, &place)?, table, &place)?;
     let pinned = check_pin(pin, &opened, &place)?;
     Ok((opened, pinned))
 }

@@ -262,6 +262,7 @@ fn a_rotation_ends_with_nothing_under_the_old_key() {
     store.compact().unwrap();
     fill(&table, 600..640);
     let before = row(&table).unwrap();
+    assert!(!old_files(&world.sim.vfs, &table, 1).is_empty());
     let rotation = store.rotate_table_key("t").unwrap();
     let progress = rotation.progress().unwrap();
     assert!(!progress.done && progress.bytes_left > 0 && progress.percent < 100.0, "{progress:?}");
@@ -285,8 +286,9 @@ fn a_rotation_ends_with_nothing_under_the_old_key() {
 /// Sorted tables of a table whose header, which stands in clear, names this generation.
 fn old_files(disk: &MemVfs, table: &Table, generation: u32) -> Vec<PathBuf> {
     let is_old = |bytes: &Vec<u8>| {
-        let at = bytes.windows(16).position(|window| window == table.id().as_bytes());
-        at.is_some_and(|at| bytes[at + 16..at + 20] == generation.to_le_bytes())
+        let header = &bytes[..160];
+        header.windows(16).any(|window| window == table.id().as_bytes())
+            && header[GENERATION_AT..GENERATION_AT + 4] == generation.to_le_bytes()
     };
     let sorted = |path: &Path| path.to_string_lossy().contains("/sst/");
     disk.snapshot().into_iter().filter(|(path, bytes)| sorted(path) && is_old(bytes)).map(|(path, _)| path).collect()
@@ -467,4 +469,132 @@ fn readers_and_writers_run_through_changes_and_rotations() {
     kms.disable("alias/one").unwrap();
     let store = open(false);
     assert_eq!(row(&store.table("t").unwrap()).unwrap(), expected);
+}
+
+/// Files of a store whose header names this generation of the system key.
+fn under_system_generation(disk: &MemVfs, generation: u32) -> Vec<PathBuf> {
+    let of_system = |path: &Path| {
+        let path = path.to_string_lossy();
+        !path.contains("/sst/") && !path.ends_with("LOCK")
+    };
+    // The subject stands before the generation; that of key files is their table, and the key is the system's all the same.
+    let names = |bytes: &Vec<u8>| bytes.get(GENERATION_AT..GENERATION_AT + 4) == Some(&generation.to_le_bytes()[..]);
+    let found = disk.snapshot().into_iter().filter(|(path, bytes)| of_system(path) && names(bytes));
+    found.map(|(path, _)| path).collect()
+}
+
+/// Where the generation stands in every file's header.
+const GENERATION_AT: usize = 24;
+
+#[test]
+fn the_system_key_rotates_under_traffic_and_nothing_stays_under_the_old_one() {
+    // Whoever has the old system key could forge the store's metadata for ever.
+    let world = world(800);
+    let store = world.create();
+    let tables: Vec<Table> =
+        (0..20).map(|number| store.create_table(&format!("t{number}"), tiny_table(number)).unwrap()).collect();
+    for table in &tables {
+        fill(table, 0..20);
+    }
+    assert!(!under_system_generation(&world.sim.vfs, 1).is_empty());
+    store.rotate_system_key().unwrap();
+    assert_eq!(store.system_key_generations().unwrap().len(), 2);
+    fill(&tables[0], 20..60);
+    store.wait_for_system_rotation().unwrap();
+    assert_eq!(store.system_key_generations().unwrap().len(), 1);
+    assert_eq!(under_system_generation(&world.sim.vfs, 1), Vec::<PathBuf>::new());
+    fill(&tables[1], 20..40);
+    store.rewrap_system_key().unwrap();
+    drop(tables);
+    let store = reopened(&world, store);
+    assert_eq!(row(&store.table("t0").unwrap()).unwrap().len(), 60);
+    assert_eq!(row(&store.table("t1").unwrap()).unwrap().len(), 40);
+    assert_eq!(row(&store.table("t7").unwrap()).unwrap().len(), 20);
+    for _ in 0..2 {
+        store.rotate_system_key().unwrap();
+        store.rotate_system_key().unwrap();
+        store.wait_for_system_rotation().unwrap();
+    }
+    let store = reopened(&world, store);
+    assert_eq!(row(&store.table("t0").unwrap()).unwrap().len(), 60);
+}
+
+#[test]
+fn a_crash_within_a_rotation_of_the_system_key_leaves_a_store_that_opens_and_ends_it() {
+    // The system key is the way to everything: a store without it is lost.
+    let world = world(810);
+    let store = world.create();
+    let table = store.create_table("t", tiny_table(1)).unwrap();
+    fill(&table, 0..20);
+    store.sync().unwrap();
+    let begun = world.sim.vfs.events();
+    store.rotate_system_key().unwrap();
+    let rotated = world.sim.vfs.events();
+    table.put("late", "value").unwrap();
+    store.sync().unwrap();
+    let synced = world.sim.vfs.events();
+    store.wait_for_system_rotation().unwrap();
+    store.rewrap_system_key().unwrap();
+    let ended = world.sim.vfs.events();
+    let (mut dice, mut life) = (Dice::new(811), 811);
+    for event in begun..=ended {
+        for loss in Loss::ALL {
+            life += 10;
+            let disk = world.sim.vfs.crash_at(event, loss, dice.roll());
+            let again = world.over(disk, life);
+            let place = format!("behind event {event} of {begun}..{rotated}..{synced}..{ended}, {loss:?}");
+            let store = again.open().unwrap_or_else(|error| panic!("{place}: {error}"));
+            let rows = row(&store.table("t").unwrap()).unwrap_or_else(|error| panic!("{place}: {error}")).len();
+            assert!(rows == 20 || rows == 21, "{place}: {rows}");
+            assert!(rows == 21 || event <= synced, "{place}");
+            store.table("t").unwrap().put("after", "the crash").unwrap();
+            store.wait_for_system_rotation().unwrap_or_else(|error| panic!("{place}: {error}"));
+            assert_eq!(store.system_key_generations().unwrap().len(), 1, "{place}");
+            let store = reopened(&again, store);
+            assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), rows + 1, "{place}");
+        }
+    }
+}
+
+#[test]
+fn a_schedule_rotates_once_when_it_is_due_whatever_the_clock_and_the_store_do() {
+    // A rotation that a policy demands and nobody does is found in the next audit.
+    let day = std::time::Duration::from_secs(24 * 3600);
+    let world = world(820);
+    let store = world.create();
+    store.create_table("t", under("alias/old")).unwrap();
+    store.create_table("u", tiny_table(0)).unwrap();
+    assert!(store.set_rotation_schedule("t", Some(std::time::Duration::from_secs(1))).is_err());
+    store.set_rotation_schedule("t", Some(day * 30)).unwrap();
+    store.set_system_rotation_schedule(Some(day * 90)).unwrap();
+    let newest = |store: &Store| store.key_report("t").unwrap().generations.last().unwrap().generation.0;
+    let pass = |days: u32| {
+        world.sim.clock.advance(day * days);
+        world.sim.scheduler.run_some(400);
+    };
+    pass(29);
+    assert_eq!(newest(&store), 1);
+    pass(2);
+    assert_eq!(newest(&store), 2);
+    let now_ms = strongroom::io::Clock::wall_ms(&*world.sim.clock);
+    world.sim.clock.set_wall_ms(now_ms - 20 * 86_400_000);
+    pass(1);
+    assert_eq!(newest(&store), 2, "a clock that is put back rotates nothing twice");
+    let store = reopened(&world, store);
+    assert_eq!(store.rotation_schedule("t").unwrap().unwrap().0, day * 30);
+    pass(60);
+    assert_eq!(newest(&store), 3, "what came due is done, once");
+    world.kms.disable("alias/old").unwrap();
+    pass(31);
+    assert!(world.heard.all().iter().any(|event| matches!(event, Event::RotationFailed { .. })));
+    assert_eq!(newest(&store), 3);
+    world.kms.enable("alias/old").unwrap();
+    pass(1);
+    assert_eq!(newest(&store), 4, "a rotation that failed is tried again");
+    store.wait_for_system_rotation().unwrap();
+    assert!(store.system_key_generations().unwrap()[0].0 >= 2);
+    store.set_rotation_schedule("t", None).unwrap();
+    pass(100);
+    assert_eq!(newest(&store), 4);
+    assert_eq!(store.rotation_schedule("t").unwrap(), None);
 }

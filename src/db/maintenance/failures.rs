@@ -34,10 +34,15 @@ pub(super) struct Failure {
 }
 
 impl Background {
-    fn note_failure(&self, kind: JobKind, slot: Slot, error: Error, now: Tick) {
+    pub(super) fn note_failure(&self, kind: JobKind, slot: Slot, error: Error, now: Tick) {
         let mut failures = self.failures.lock();
         let pause = failures.get(&(kind, slot)).map_or(PAUSE_MIN, |last| (last.pause * 2).min(PAUSE_MAX));
         failures.insert((kind, slot), Failure { error, pause, again: now.after(pause) });
+    }
+
+    pub(super) fn note_success(&self, kind: JobKind, slot: Slot) {
+        self.failures.lock().remove(&(kind, slot));
+        self.progress.raise();
     }
 
     /// Why the last job of this kind failed for one of these tables, if it did.
@@ -78,8 +83,7 @@ impl Background {
 impl Engine {
     /// Note that a background job went well, and wake whoever waits for it.
     pub(super) fn job_done(&self, kind: JobKind, table: &TableState) {
-        self.background.failures.lock().remove(&(kind, table.slot));
-        self.background.progress.raise();
+        self.background.note_success(kind, table.slot);
     }
 
     /// Note that a background job failed, and wake whoever waits for it.

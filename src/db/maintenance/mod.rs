@@ -42,6 +42,7 @@ pub(super) use self::rotate::Rotator;
 use super::Engine;
 use super::access::Custody;
 use super::catalog::{TableState, View};
+use super::rekey::Schedules;
 use crate::compaction::run::JobContext;
 use crate::error::Result;
 use crate::format::FileName;
@@ -76,6 +77,10 @@ pub(crate) struct Background {
     withdrawals: AtomicU64,
     compactions: Mutex<Compactions>,
     rotations: Rotations,
+    /// Rotations that are due by themselves.
+    pub(in crate::db) schedules: Schedules,
+    /// Whether a call is changing the system key.
+    pub(in crate::db) changing_system: AtomicBool,
     /// Memtables by the log segment of their first entry.
     segments: Mutex<BTreeMap<FileNumber, usize>>,
     /// Why the last job of a kind failed for a table, until one succeeds.
@@ -104,6 +109,8 @@ impl Background {
             withdrawals: AtomicU64::new(0),
             compactions: Mutex::default(),
             rotations: Rotations::default(),
+            schedules: Schedules::default(),
+            changing_system: AtomicBool::new(false),
             segments: Mutex::default(),
             failures: Mutex::default(),
             drain_rate: AtomicU64::new(64 << 20),

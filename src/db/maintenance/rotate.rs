@@ -19,7 +19,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{Background, JobKind, Writing};
@@ -27,14 +27,17 @@ use crate::compaction::plan::{ClaimId, Plan, rewrite};
 use crate::compaction::run::{Job, Progress};
 use crate::db::Engine;
 use crate::db::catalog::{TableState, View};
+use crate::db::rekey::SystemProgress;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::format::keyfile::KeyFile;
 use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
 use crate::keys::KeySet;
-use crate::types::{FileNumber, Generation, Slot};
+use crate::types::{FileNumber, Generation, Slot, TableId};
 
+/// Stands for the system key where tables are told apart by their slots; no table has it.
+const SYSTEM_SLOT: Slot = Slot(0);
 /// How often what is waited for is looked at again.
 const WAIT: Duration = Duration::from_millis(100);
 /// How long the rotator stands back while writers wait for room.
@@ -48,6 +51,8 @@ pub(super) struct Rotations {
     rate: AtomicU64,
     /// Log segments up to this number are to go.
     log_until: AtomicU64,
+    /// Whether the system key has more than one generation.
+    system: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -81,6 +86,26 @@ impl Background {
         FileNumber(self.rotations.log_until.load(Ordering::Relaxed))
     }
 
+    /// Log segments up to this one are to go. Whether that was not known.
+    pub(in crate::db) fn let_log_go(&self, until: FileNumber) -> bool {
+        let is_new = self.rotations.log_until.fetch_max(until.0, Ordering::Relaxed) < until.0;
+        if is_new {
+            // The flusher looks whether anything of it can go already.
+            self.work.raise();
+        }
+        is_new
+    }
+
+    /// The system key has more than one generation.
+    pub(in crate::db) fn rotate_system(&self) {
+        self.rotations.system.store(true, Ordering::Release);
+        self.work.raise();
+    }
+
+    fn is_rotating_system(&self) -> bool {
+        self.rotations.system.load(Ordering::Acquire)
+    }
+
     fn is_rotating(&self, slot: Slot) -> bool {
         self.rotations.tables.lock().contains_key(&slot)
     }
@@ -94,6 +119,8 @@ pub(crate) struct Rotator {
     last: Slot,
     /// When the next step may be done.
     due: Tick,
+    /// Key files from this slot on are to be looked at, if the system key is rotating.
+    system_at: Slot,
 }
 
 /// A sorted table that is being written anew.
@@ -118,7 +145,7 @@ enum Look {
 
 impl Rotator {
     pub(crate) fn new(engine: Arc<Engine>) -> Rotator {
-        Rotator { engine, running: None, last: Slot(0), due: Tick(0) }
+        Rotator { engine, running: None, last: Slot(0), due: Tick(0), system_at: Slot(0) }
     }
 
     /// The next table that is not resting after a failure.
@@ -211,6 +238,31 @@ impl Rotator {
         }
     }
 
+    /// Go on with a rotation of the system key; when to go on with it after that.
+    fn advance_system(&mut self, now: Tick) -> Option<Tick> {
+        let resting = self.engine.background.resting(JobKind::Rotation, now);
+        if let Some(until) = resting.get(&SYSTEM_SLOT) {
+            return Some(*until);
+        }
+        match self.engine.continue_system_rotation(&mut self.system_at) {
+            Ok(SystemProgress::More) => Some(now),
+            Ok(SystemProgress::Waits) => Some(now.after(WAIT)),
+            Ok(SystemProgress::Over) => {
+                self.engine.background.rotations.system.store(false, Ordering::Release);
+                self.system_at = Slot(0);
+                self.engine.background.note_success(JobKind::Rotation, SYSTEM_SLOT);
+                None
+            }
+            Err(error) => {
+                let (kind, message) = (error.kind(), error.to_string());
+                self.engine.background.note_failure(JobKind::Rotation, SYSTEM_SLOT, error, now);
+                self.engine.background.progress.raise();
+                self.engine.events.event(&Event::RotationFailed { table: TableId::SYSTEM, kind, message });
+                Some(now.after(WAIT))
+            }
+        }
+    }
+
     fn wait(&self, seen: u64, until: Tick) -> Step {
         self.engine.wait_for_work(seen, Some(until))
     }
@@ -269,8 +321,14 @@ impl Task for Rotator {
         if let Some(rewriting) = self.running.take() {
             return self.work(rewriting, seen);
         }
+        let scheduled = engine.begin_due_rotations();
+        let system = match engine.background.is_rotating_system() {
+            true => self.advance_system(now),
+            false => None,
+        };
         let Some(rotating) = self.next_table() else {
             let again = engine.background.resting(JobKind::Rotation, now).into_values().min();
+            let again = [again, scheduled, system].into_iter().flatten().min();
             return engine.wait_for_work(seen, again);
         };
         match self.look(&rotating) {
@@ -308,6 +366,23 @@ impl Rotations {
 }
 
 impl Engine {
+    /// Wait until the system key has one generation.
+    pub(in crate::db) fn wait_for_system_rotation(&self) -> Result<()> {
+        self.check_writable()?;
+        self.background.resume();
+        let slots = [SYSTEM_SLOT].into();
+        self.background.retry(JobKind::Rotation, &slots);
+        let mut failed = None;
+        self.wait_for_progress(None, &mut || {
+            failed = self.background.failure(JobKind::Rotation, &slots);
+            failed.is_some() || !self.background.is_rotating_system()
+        });
+        match failed {
+            Some(error) if self.background.is_rotating_system() => Err(error),
+            _ => self.check_writable(),
+        }
+    }
+
     /// Wait until a table has one generation. Whether it has.
     pub(in crate::db) fn wait_for_rotation(&self, table: &Arc<TableState>, limit: Option<Duration>) -> Result<bool> {
         self.check_writable()?;
@@ -350,7 +425,7 @@ impl Engine {
 
     /// Have every log segment up to this one go.
     fn leave_log_behind(&self, segment: FileNumber) -> Result<()> {
-        let before = self.background.rotations.log_until.fetch_max(segment.0, Ordering::Relaxed);
+        let is_new = self.background.let_log_go(segment);
         let mut has_left = false;
         if self.log.end().segment <= segment {
             self.prepare_segment()?;
@@ -359,8 +434,7 @@ impl Engine {
                 has_left = self.log.take_spare(&mut writer);
             }
         }
-        if has_left || before < segment.0 {
-            // The flusher looks whether anything of it can go already.
+        if has_left && !is_new {
             self.background.work.raise();
         }
         Ok(())

@@ -287,7 +287,7 @@ impl Engine {
     }
 
     /// Mark a table as being changed, which nobody else may do meanwhile.
-    fn mark(&self, table: &Arc<TableState>) -> Result<Mark> {
+    pub(super) fn mark(&self, table: &Arc<TableState>) -> Result<Mark> {
         // Under this lock, so that nobody who looked at the mark under it is at the key file still.
         let _creating = self.creating.lock();
         if table.changing.swap(true, Ordering::AcqRel) {
@@ -298,7 +298,7 @@ impl Engine {
 }
 
 /// A table whose keys the holder changes.
-struct Mark(Arc<TableState>);
+pub(super) struct Mark(Arc<TableState>);
 
 impl Drop for Mark {
     fn drop(&mut self) {

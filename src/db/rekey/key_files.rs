@@ -93,10 +93,15 @@ impl Engine {
         let staged = read_staged_key_file(&self.dir, &system, table, &pin);
         let named = read_named_key_file(&self.dir, &system, table, &pin);
         match (named, staged) {
-            // It holds a wrap that the manifest lets go of: the file without it is to take its place.
-            (Ok((named, Pinned::Same)), Some((staged, _))) if named.record.wraps.len() > pin.generations.len() => {
+            // It holds a wrap that the manifest lets go of, or it is half erased: its successor is to take its place.
+            (Ok((named, Pinned::Same)), Some((staged, _)))
+                if named.record.wraps.len() > pin.generations.len() || !named.both_copies_good =>
+            {
                 self.put_in_place(table).map_err(|error| self.poison(error))?;
-                self.pin(slot, &staged.record, staged.tag, Vec::new())
+                self.pin(slot, &staged.record, staged.tag, Vec::new())?;
+                let table = self.catalog.of_slot(slot);
+                table.iter().for_each(|table| self.background.note_rotation(table, &staged.record));
+                Ok(())
             }
             // Nothing depends on the staged one yet.
             (Ok(_), _) => erase_named(&self.dir, &FileName::KeyFile(table).temporary_path(), table),
@@ -173,6 +178,9 @@ impl Engine {
         drop(creating);
         for change in changes.iter() {
             self.suspect_grants(&change.from);
+            if change.from.wraps == change.record.wraps {
+                continue;
+            }
             let generation = change.record.wraps.last().map(|wrap| wrap.generation).unwrap_or_default();
             self.events.event(&Event::TableRekeyed { table: change.table.id, generation });
             self.background.note_rotation(&change.table, &change.record);

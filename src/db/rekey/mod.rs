@@ -34,9 +34,13 @@ mod change;
 mod key_files;
 mod report;
 mod rotation;
+mod schedule;
+mod system;
 
 pub use self::change::{KeyChange, RewrapReport};
 pub use self::report::{Delay, GenerationReport, KeyReport, SealedBytes};
 pub use self::rotation::{Rotation, RotationProgress};
 
 pub(super) use self::key_files::{Change, erase_key_file};
+pub(super) use self::schedule::Schedules;
+pub(super) use self::system::Progress as SystemProgress;
