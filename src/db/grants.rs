@@ -191,7 +191,7 @@ impl Engine {
     fn end_grant(&self, grant: &GrantRecord) {
         let recorded = self.recorded_grant(&grant.key_arn).is_some();
         // A grant that was never recorded has no tables.
-        match recorded.then(|| self.tables_under(&grant.key_arn)).unwrap_or(Some(0)) {
+        match if recorded { self.tables_under(&grant.key_arn) } else { Some(0) } {
             Some(0) => {}
             Some(_) => return drop(self.grants.idle.lock().remove(&grant.key_arn)),
             // A key file cannot be read: the grant may be needed.
