@@ -610,3 +610,30 @@ fn a_drop_that_a_crash_cut_short_costs_the_grant_at_the_next_occasion() {
     }
     assert!(carried_on > 0);
 }
+
+#[test]
+fn tables_that_come_and_go_at_once_never_lose_the_grant_that_they_rest_on() {
+    // A grant that one thread gives up while another counts on it would take a tenant's new table away.
+    let folder = tempfile::tempdir().unwrap();
+    let kms = LocalKms::in_memory(Environment::os()).unwrap();
+    kms.create_key(Some(KEY), "a tenant's").unwrap();
+    let store = Store::builder(folder.path().join("data")).key_provider(kms.clone()).create().unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let store = &store;
+            scope.spawn(move || {
+                for round in 0..25 {
+                    let name = format!("{thread} {round}");
+                    let table = store.create_table(&name, under(KEY)).unwrap();
+                    table.put("k", "v").unwrap();
+                    // As the service, who has no other right.
+                    table.flush().unwrap();
+                    store.drop_table(&name).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(kms.list_grants(KEY).unwrap().len(), 0);
+    store.create_table("last", under(KEY)).unwrap().flush().unwrap();
+    assert_eq!(kms.list_grants(KEY).unwrap().len(), 1);
+}
