@@ -45,7 +45,7 @@ pub enum TableStatus {
     Active,
     /// Yes; a change of its keys is going on.
     Updating,
-    /// No: its master key is disabled, about to be deleted, or gone.
+    /// No: its master key is disabled, about to be deleted, or gone, or no longer the engine's to use. Its data is safe, and it comes back by itself.
     InaccessibleEncryptionCredentials,
     /// No: it is being dropped.
     Dropping,

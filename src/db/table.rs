@@ -58,6 +58,7 @@ impl Table {
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key;
     /// [`Error::LimitExceeded`](crate::Error::LimitExceeded) for a key over 65,535 bytes or a value over 512 MiB;
+    /// [`Error::TableInaccessible`](crate::Error::TableInaccessible) if the table's key is refused to everybody; callers share such an answer for a second.
     /// [`Error::KeyUnavailable`](crate::Error::KeyUnavailable) if the provider does not give the table's key to this principal;
     /// [`Error::AccessDenied`](crate::Error::AccessDenied) if the [`Authorizer`](crate::Authorizer) does not allow it. In these cases nothing was written.
     /// [`Error::Io`](crate::Error::Io) if writing failed, and [`Error::Poisoned`](crate::Error::Poisoned) from then on.
