@@ -598,3 +598,65 @@ fn a_schedule_rotates_once_when_it_is_due_whatever_the_clock_and_the_store_do() 
     assert_eq!(newest(&store), 4);
     assert_eq!(store.rotation_schedule("t").unwrap(), None);
 }
+
+#[cfg(feature = "cli")]
+#[test]
+fn the_command_line_changes_keys_rotates_and_says_what_is_under_them() {
+    // Whoever must retire a master key needs to see that nothing depends on it.
+    let desk = crate::cli::Desk::with_table();
+    let arn = desk.ok(&["kms", "create-key", "--alias", "alias/tenant"]).trim().to_owned();
+    desk.ok(&["put", "t", "key", "value"]);
+    desk.ok(&["update-table", "t", "--master-key", "alias/tenant"]);
+    assert!(desk.ok(&["keys", "status", "t"]).contains(&arn));
+    desk.ok(&["rotate", "t"]);
+    desk.ok(&["rotate", "--system"]);
+    desk.ok(&["rotate", "t", "--every-days", "365"]);
+    let status: serde_json::Value = serde_json::from_str(&desk.ok(&["keys", "status", "--json"])).unwrap();
+    let generations = status["Tables"][0]["Generations"].as_array().unwrap();
+    assert_eq!((generations.len(), generations[0]["Generation"].as_u64()), (1, Some(3)));
+    assert_eq!(generations[0]["MasterKeyArn"], arn.as_str());
+    assert_eq!(status["SystemKeyGenerations"], serde_json::json!([2]));
+    desk.ok(&["update-table", "t", "--master-key", "owned", "--rewrap-only"]);
+    desk.ok(&["kms", "disable", "alias/tenant"]);
+    assert_eq!(desk.ok(&["get", "t", "key"]), "value");
+}
+
+#[test]
+#[ignore = "a measurement: run it alone, on the disk that is meant (TMPDIR), with optimisation"]
+fn measure_rewrapping_many_tables_and_rotating_a_large_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let kms = LocalKms::create(folder.path().join("keyring"), strongroom::Unlock::key(|key| key.fill(7))).unwrap();
+    let old = kms.create_key(Some("alias/old"), "").unwrap().arn;
+    kms.create_key(Some("alias/new"), "").unwrap();
+    let options = StoreOptions { rotation_bytes_per_sec: u64::MAX, ..StoreOptions::default() };
+    let store = Store::builder(folder.path().join("data")).key_provider(kms).options(options).create().unwrap();
+    let count = setting("STRONGROOM_TABLES", 10_000);
+    let names: Vec<String> = (0..count).map(|number| format!("t{number}")).collect();
+    let options = TableOptions::new().master_key(MasterKey::customer("alias/old"));
+    let wanted: Vec<_> = names.iter().map(|name| (name.as_str(), options.clone())).collect();
+    store.create_tables(&wanted).unwrap();
+    let began = std::time::Instant::now();
+    let report = store.rewrap_all(&old, MasterKey::customer("alias/new")).unwrap();
+    println!("{} tables rewrapped in {:.2} s", report.changed, began.elapsed().as_secs_f64());
+    assert_eq!((report.changed, report.failed.len()), (count as u64, 0));
+
+    let large = store.create_table("large", TableOptions::new()).unwrap();
+    let (mut dice, megabytes) = (Dice::new(1), setting("STRONGROOM_MEGABYTES", 1024));
+    for number in 0..megabytes << 10 {
+        // Half of it compresses.
+        let mut value = dice.bytes(512);
+        value.resize(1000, b'x');
+        large.put(format!("key {:08}", number * 7919 % (megabytes << 10)), value).unwrap();
+    }
+    store.compact().unwrap();
+    let bytes = store.describe_table("large").unwrap().size_bytes;
+    let began = std::time::Instant::now();
+    store.rotate_table_key("large").unwrap().wait().unwrap();
+    let seconds = began.elapsed().as_secs_f64();
+    let raw = (megabytes << 20) as f64;
+    println!(
+        "{bytes} bytes on disk, {megabytes} MiB of data, rotated in {seconds:.2} s: {:.0} MB/s of data, {:.0} MB/s on disk",
+        raw / 1e6 / seconds,
+        bytes as f64 / 1e6 / seconds,
+    );
+}

@@ -84,6 +84,13 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Wrap a table's key under another master key, and begin a new generation of it
+    UpdateTable(UpdateTable),
+    /// Begin a new generation of a table's key, or of the system key, and write everything anew under it
+    Rotate(Rotate),
+    /// What is sealed under which generation of which key, and who delays the end of an old one
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Set a key's value: from the argument, from --file, or else from standard input
     Put(Put),
     /// Write a key's value to standard output, byte for byte; exit code 1 if there is none
@@ -171,6 +178,44 @@ pub struct CreateTable {
     pub master_key: String,
     #[command(flatten)]
     pub layout: Layout,
+}
+
+#[derive(Args)]
+pub struct UpdateTable {
+    pub table: String,
+    /// `owned`, `managed`, or a master key by id, ARN or alias
+    #[arg(long, value_name = "KEY")]
+    pub master_key: String,
+    /// Keep the table's key and only wrap it anew
+    #[arg(long)]
+    pub rewrap_only: bool,
+}
+
+#[derive(Args)]
+pub struct Rotate {
+    /// The table
+    #[arg(required_unless_present = "system", conflicts_with = "system")]
+    pub table: Option<String>,
+    /// The system key, which seals the store's own metadata
+    #[arg(long)]
+    pub system: bool,
+    /// Not now, but by itself every so many days while the store is open; 0 ends it
+    #[arg(long, value_name = "DAYS")]
+    pub every_days: Option<u32>,
+}
+
+#[derive(Subcommand)]
+pub enum KeysCommand {
+    /// Of one table, or of all
+    Status(Keys),
+}
+
+#[derive(Args)]
+pub struct Keys {
+    pub table: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// How a new table's blocks are made.

@@ -164,7 +164,7 @@ fn code_of(kind: ErrorKind) -> u8 {
         ErrorKind::KeyUnavailable => KEY_UNAVAILABLE,
         ErrorKind::Tampering | ErrorKind::RolledBack => TAMPERING,
         ErrorKind::BitRot | ErrorKind::MissingFile => DAMAGE,
-        ErrorKind::Locked => LOCKED,
+        ErrorKind::Locked | ErrorKind::Busy => LOCKED,
         ErrorKind::UnknownVersion => NEWER_VERSION,
         ErrorKind::LimitExceeded => OVER_LIMIT,
         // Kinds that later versions of the library may add are failures all the same.

@@ -7,6 +7,7 @@
 //!      ├─ session    where store and keyring lie; creating and opening them
 //!      ├─ kms        master keys of the local keyring, their policies and grants
 //!      ├─ tables     create, list, describe, drop
+//!      ├─ rekey      other master keys, rotation, what is under which key
 //!      ├─ entries    put, get, delete, scan                    bytes      how keys are written and read
 //!      ├─ folder     a folder tree in and out of a table       tree       walking folders, safe paths
 //!      ├─ lines      JSON lines in and out of a table
@@ -39,6 +40,7 @@ mod output;
 mod parallel;
 mod plaintext;
 mod progress;
+mod rekey;
 mod secrets;
 mod session;
 mod tables;
@@ -49,7 +51,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Command, Export, Import};
+use crate::args::{Cli, Command, Export, Import, KeysCommand};
 use crate::failure::Result;
 
 fn main() -> ExitCode {
@@ -75,6 +77,9 @@ fn run(Cli { place, command }: Cli) -> Result<()> {
         Command::ListTables => tables::list(&place),
         Command::DescribeTable { table } => tables::describe(&place, &table),
         Command::DropTable { table, yes } => tables::drop(&place, &table, yes),
+        Command::UpdateTable(args) => rekey::update_table(&place, &args),
+        Command::Rotate(args) => rekey::rotate(&place, &args),
+        Command::Keys(KeysCommand::Status(args)) => rekey::status(&place, &args),
         Command::Put(args) => entries::put(&place, args),
         Command::Get(args) => entries::get(&place, args),
         Command::Delete(args) => entries::delete(&place, args),

@@ -3,21 +3,17 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use serde_json::{Map, Value as Json, json};
-use strongroom::options::{Cipher, Compression, MasterKey, TableOptions};
+use strongroom::options::{Cipher, Compression, TableOptions};
 use strongroom::types::TableId;
 use strongroom::{SseStatus, SseType, TableDescription, TableStatus};
 
 use crate::args::{CipherName, CompressionName, CreateTable, Layout, Place};
 use crate::failure::{Failure, Result};
 use crate::output::{finish, grouped, line, note, stdout};
-use crate::session;
+use crate::{rekey, session};
 
 pub fn create(place: &Place, args: CreateTable) -> Result<()> {
-    let master_key = match args.master_key.as_str() {
-        "owned" => MasterKey::owned(),
-        "managed" => MasterKey::managed(),
-        key => MasterKey::customer(key),
-    };
+    let master_key = rekey::master_key(&args.master_key);
     let store = session::open(place)?;
     let created = store.create_table(&args.table, options(&args.layout).master_key(master_key));
     let id = created.map(|table| table.id());
