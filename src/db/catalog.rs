@@ -62,7 +62,7 @@ impl Catalog {
     }
 
     /// At most so many tables, from this slot on.
-    pub(crate) fn from_slot(&self, slot: Slot, count_max: usize) -> Vec<Arc<TableState>> {
+    pub(crate) fn slots_from(&self, slot: Slot, count_max: usize) -> Vec<Arc<TableState>> {
         self.tables.read().by_slot.range(slot..).take(count_max).map(|(_, table)| table.clone()).collect()
     }
 

@@ -136,7 +136,7 @@ struct Rewriting {
 /// What looking at a table came to.
 enum Look {
     /// A file of it is being written anew.
-    Begun(Rewriting),
+    Begun(Box<Rewriting>),
     /// It waits for something.
     Waits,
     /// Nothing is left to do.
@@ -177,7 +177,7 @@ impl Rotator {
             None => engine.note_claims(table),
         };
         if let Some(rewriting) = self.begin(table, newest)? {
-            return Ok(Look::Begun(rewriting));
+            return Ok(Look::Begun(Box::new(rewriting)));
         }
         let used = engine.sealed_bytes(table);
         if let Some(segment) = used.newest_segment(newest) {
@@ -333,7 +333,7 @@ impl Task for Rotator {
         };
         match self.look(&rotating) {
             Ok(Look::Begun(rewriting)) => {
-                self.running = Some(rewriting);
+                self.running = Some(*rewriting);
                 Step::Again
             }
             Ok(Look::Waits) => self.wait(seen, now.after(WAIT)),

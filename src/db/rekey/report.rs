@@ -143,10 +143,10 @@ impl Engine {
 
     /// What of a table is sealed, and under what.
     pub(in crate::db) fn sealed_bytes(&self, table: &TableState) -> Used {
-        let mut used = Used::default();
         // What leaves one class for a later one meanwhile is counted twice rather than not at all: tables are retired into `pinned`, the log is
         // flushed into tables.
-        used.log = self.log.sealed_bytes(&self.writer.lock(), table.slot);
+        let log = self.log.sealed_bytes(&self.writer.lock(), table.slot);
+        let mut used = Used { log, ..Used::default() };
         self.manifest.with_state(|state| {
             let Some(meta) = state.tables.get(&table.slot) else { return };
             for (_, file) in meta.files.values() {

@@ -159,7 +159,7 @@ impl Engine {
     /// Do the next part of what a rotation of the system key leaves to be done. True once it is over.
     pub(in crate::db) fn continue_system_rotation(self: &Arc<Engine>, from: &mut Slot) -> Result<Progress> {
         let present = self.system.sealing()?.generation();
-        let tables: Vec<Arc<TableState>> = self.catalog.from_slot(*from, GROUP_TABLES);
+        let tables: Vec<Arc<TableState>> = self.catalog.slots_from(*from, GROUP_TABLES);
         if let Some(last) = tables.last() {
             *from = last.slot.next().unwrap_or(last.slot);
             return self.seal_anew(&tables, present).map(|()| Progress::More);
