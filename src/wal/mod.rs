@@ -224,11 +224,6 @@ impl Log {
         found
     }
 
-    /// The segment that is being written, if one is and it has a group.
-    pub(crate) fn written_segment(&self, writer: &LogWriter) -> Option<FileNumber> {
-        writer.current.as_ref().filter(|current| !current.sections.is_empty()).map(|current| current.number)
-    }
-
     /// Go on with the spare segment, if there is one.
     pub(crate) fn take_spare(&self, writer: &mut LogWriter) -> bool {
         let mut shared = self.shared.lock();

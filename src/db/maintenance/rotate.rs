@@ -430,7 +430,8 @@ impl Engine {
         if self.log.end().segment <= segment {
             self.prepare_segment()?;
             let mut writer = self.writer.lock();
-            if self.log.written_segment(&writer).is_some_and(|current| current <= segment) {
+            // Asked again under the lock. In an opening that has written nothing yet, the log ends in a segment of an earlier one.
+            if self.log.end().segment <= segment {
                 has_left = self.log.take_spare(&mut writer);
             }
         }
