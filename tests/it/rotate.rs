@@ -336,6 +336,19 @@ fn a_second_rotation_overtakes_the_first() {
 }
 
 #[test]
+fn a_rotation_ends_in_a_store_that_nobody_writes_to() {
+    // A command that rotates and does nothing else would wait for ever.
+    let world = world(595);
+    let store = world.create();
+    fill(&store.create_table("t", tiny_table(0)).unwrap(), 0..3);
+    let store = reopened(&world, store);
+    store.rotate_table_key("t").unwrap().wait().unwrap();
+    store.rotate_table_key("t").unwrap().wait().unwrap();
+    let store = reopened(&world, store);
+    assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 3);
+}
+
+#[test]
 fn a_rotation_goes_on_where_it_was_when_the_store_is_reopened() {
     // A rotation that begins anew with each start of a short-lived program never ends.
     let mut world = world(600);

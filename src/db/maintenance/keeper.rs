@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use crate::db::Engine;
 use crate::db::catalog::TableState;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
 use crate::keys::TICK_PERIOD;
-use crate::types::FileNumber;
+use crate::types::{FileNumber, Seq};
 use crate::wal::LogWriter;
 
 /// How often the ticker and the keeper look around; the resolution of permits.
@@ -105,6 +105,19 @@ impl Engine {
         self.prepare_segment()?;
         self.log.take_spare(writer);
         Ok(())
+    }
+
+    /// Leave the current log segment for the spare, if there is one, though it has room.
+    pub(in crate::db) fn begin_segment(&self, writer: &mut LogWriter) -> Result<()> {
+        if !self.log.take_spare(writer) {
+            return Ok(());
+        }
+        // A segment without a group, behind which others come, would look as if it had lost them.
+        let next = self.visible.load().advanced(1);
+        let limit = Seq::MAX.get();
+        let next = next.ok_or(Error::LimitExceeded { what: "sequence number", limit, actual: limit })?;
+        let marked = self.log.append(writer, self.manifest.epoch(), next, &[]);
+        marked.map(drop).map_err(|error| self.poison(error))
     }
 
     /// Make the next log segment, durable and named by the manifest, so that taking it into use costs nothing.

@@ -432,7 +432,8 @@ impl Engine {
             let mut writer = self.writer.lock();
             // Asked again under the lock. In an opening that has written nothing yet, the log ends in a segment of an earlier one.
             if self.log.end().segment <= segment {
-                has_left = self.log.take_spare(&mut writer);
+                self.begin_segment(&mut writer)?;
+                has_left = true;
             }
         }
         if has_left && !is_new {

@@ -149,11 +149,7 @@ impl Engine {
             }
         }
         self.prepare_segment()?;
-        self.log.take_spare(&mut writer);
-        // A segment without a group, behind which others come, would look as if it had lost them.
-        let next = self.visible.load().advanced(1);
-        let next = next.ok_or(Error::LimitExceeded { what: "sequence number", limit: 0, actual: 0 })?;
-        self.log.append(&mut writer, self.manifest.epoch(), next, &[]).map(drop)
+        self.begin_segment(&mut writer)
     }
 
     /// Do the next part of what a rotation of the system key leaves to be done. True once it is over.
