@@ -13,7 +13,7 @@
 //!
 //! Why there is `unsafe` here: some facilities have no safe wrapper. `sync_file_range` (a hint to begin
 //! write-back), `MADV_WIPEONFORK` with an atomic in the page it wipes ([`TickCell`]), and memory that is locked and
-//! kept out of core dumps ([`pages`]).
+//! kept out of core dumps (`pages`).
 #![allow(unsafe_code)]
 #![allow(
     clippy::disallowed_methods,

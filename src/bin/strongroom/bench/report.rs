@@ -87,9 +87,9 @@ fn head(out: &mut String, first: &Record, summary: &Summary<'_>) {
                 });
                 Spread::of(costs.map(|cost| cost.median)).map_or_else(String::new, |spread| percent(spread.median))
             };
-            let _ = write!(
+            let _ = writeln!(
                 out,
-                "<div class=\"key\"><span><i class=\"swatch {}\"></i>{}</span><b>{}</b><span>CPU time; {} time. Median of workloads</span></div>\n",
+                "<div class=\"key\"><span><i class=\"swatch {}\"></i>{}</span><b>{}</b><span>CPU time; {} time. Median of workloads</span></div>",
                 class(suite),
                 escaped(suite),
                 middle(Record::cpu_us),
@@ -147,7 +147,7 @@ fn costs(out: &mut String, summary: &Summary<'_>) {
         [("CPU time per operation", Record::cpu_us as fn(&Record) -> f64), ("Time per operation", wall_us)]
     {
         let plot = plot::costs(label, &rows(figure));
-        let _ = write!(out, "<figure><figcaption>{label}, against suite none</figcaption>{plot}</figure>\n");
+        let _ = writeln!(out, "<figure><figcaption>{label}, against suite none</figcaption>{plot}</figure>");
     }
     out.push_str("</div>\n");
 }
@@ -180,7 +180,7 @@ fn value_sizes(out: &mut String, summary: &Summary<'_>) {
             label_y: |cost| format!("{:+.0} %", cost * 100.0).replace("+0 %", "0"),
         };
         let plot = plot::lines(&format!("cost of {workload} against value size"), &axes, &runs);
-        let _ = write!(out, "<figure><figcaption>{}</figcaption>{plot}</figure>\n", escaped(workload));
+        let _ = writeln!(out, "<figure><figcaption>{}</figcaption>{plot}</figure>", escaped(workload));
     }
     out.push_str("</div>\n");
 }
