@@ -96,9 +96,9 @@ impl Record {
         self.bytes as f64 / 1e6 / self.seconds.max(1e-9)
     }
 
-    /// CPU time per operation.
+    /// CPU time per operation, those of a thread in the background among them: its time cannot be told from the others'.
     pub fn cpu_us(&self) -> f64 {
-        self.cpu_seconds * 1e6 / self.operations.max(1) as f64
+        self.cpu_seconds * 1e6 / (self.operations + self.background_operations).max(1) as f64
     }
 
     pub fn to_json(&self) -> Json {
