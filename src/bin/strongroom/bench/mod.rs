@@ -52,6 +52,9 @@ pub fn run(place: &Place, args: &Bench) -> Result<()> {
     // A place that cannot be written is worth knowing before an hour of measuring.
     let page = args.report.as_deref().map(create).transpose()?;
     let records = if args.from.is_empty() { measure(args)? } else { read(&args.from)? };
+    if records.windows(2).any(|pair| (&pair[0].build, &pair[0].version) != (&pair[1].build, &pair[1].version)) {
+        note!("these results come from different builds: what they cost against each other means nothing");
+    }
     let summary = Summary::of(&records);
     line(summary.to_string().trim_end())?;
     if let (Some(mut page), Some(path)) = (page, &args.report) {

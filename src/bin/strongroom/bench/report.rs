@@ -33,6 +33,11 @@ pub fn page(records: &[Record], summary: &Summary<'_>) -> String {
     );
     if let Some(first) = records.first() {
         head(&mut out, first, summary);
+        if records.iter().any(|record| record.build == "debug") {
+            out.push_str(
+                "<p><b>A build that checks itself with debug assertions ran here: its figures mean little.</b></p>\n",
+            );
+        }
         if summary.has_baseline() {
             costs(&mut out, summary);
             value_sizes(&mut out, summary);
@@ -75,9 +80,6 @@ fn head(out: &mut String, first: &Record, summary: &Summary<'_>) {
         first.threads,
         if first.threads == 1 { "thread" } else { "threads" },
     );
-    if first.build == "debug" {
-        out.push_str("<p><b>This build checked itself with debug assertions: its figures mean little.</b></p>\n");
-    }
     if summary.has_baseline() {
         out.push_str("<div class=\"keys\">\n");
         for suite in sealing(summary) {

@@ -273,7 +273,6 @@ impl Site {
 }
 
 #[cfg(strongroom_plaintext_baseline)]
-#[expect(clippy::unnecessary_wraps, reason = "other builds refuse")]
 fn unsealed(builder: Builder) -> Result<Builder> {
     Ok(builder.plaintext_baseline())
 }
