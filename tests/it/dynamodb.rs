@@ -1,6 +1,8 @@
-//! The behaviour that is modelled, where no other test shows it.
+//! The behaviour that is modelled, where no other test shows it, and the page that maps every statement to a test.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use strongroom::keys::{
@@ -192,4 +194,95 @@ fn the_context_names_ids_and_never_the_table() {
     assert!(contexts.contains(&expected), "{contexts:?}");
     assert_ne!(table.id(), other.id());
     assert_eq!(contexts.iter().collect::<BTreeSet<_>>().len(), 3, "system key and two tables");
+}
+
+#[test]
+fn a_table_made_again_under_its_name_shares_nothing_with_the_one_before() {
+    // A failure means that somebody who kept files of a dropped table gets its contents into the new one.
+    let world = World::new(707);
+    let store = world.create();
+    let fill = |word: &str| {
+        let table = store.create_table("t", TableOptions::new()).unwrap();
+        for number in 0..100 {
+            table.put(format!("key {number}"), format!("{word} {number}")).unwrap();
+        }
+        table.flush().unwrap();
+        table.id()
+    };
+    let sorted_tables = || {
+        let files = world.sim.vfs.snapshot();
+        files.into_iter().filter(|(path, _)| path.extension().is_some_and(|end| end == "sst")).collect::<Vec<_>>()
+    };
+    let first = fill("old");
+    let old = sorted_tables();
+    store.drop_table("t").unwrap();
+    assert!(sorted_tables().is_empty());
+    let second = fill("new");
+    assert_ne!(first, second);
+    assert_eq!(store.table("t").unwrap().get("key 7").unwrap().as_deref(), Some(&b"new 7"[..]));
+    let new = sorted_tables();
+    store.close().unwrap();
+    for ((path, _), (_, bytes)) in new.iter().zip(&old) {
+        world.sim.vfs.plant(path, bytes).unwrap();
+    }
+    let store = world.open().unwrap();
+    let refused = store.table("t").unwrap().get("key 7").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Tampering, "{refused}");
+}
+
+/// The rows of the page: first cell and last cell.
+fn rows(page: &str) -> Vec<(String, String)> {
+    let cells = |line: &str| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    page.lines()
+        .filter(|line| line.starts_with("| S") || line.starts_with("| M-"))
+        .map(|line| {
+            let cells = cells(line);
+            (cells[0].clone(), cells[cells.len() - 1].clone())
+        })
+        .collect()
+}
+
+fn sources(directory: &Path, found: &mut String) {
+    for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            sources(&entry, found);
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            found.push_str(&fs::read_to_string(entry).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_statement_is_on_the_page_once_and_every_test_that_it_names_exists() {
+    // A failure means that the page promises what nothing shows.
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/DYNAMODB.md")).unwrap();
+    let (mapped, left_out) = page.split_once("## Statements that do not concern").unwrap();
+    let rows_of = |part| rows(part);
+
+    let mut statements: Vec<String> = Vec::new();
+    for (first, _) in rows_of(mapped).into_iter().chain(rows_of(left_out)) {
+        statements.extend(first.split(", ").map(str::to_owned));
+    }
+    statements.sort();
+    let numbers =
+        |prefix: &str, count: usize| (1..=count).map(|number| format!("{prefix}{number}")).collect::<Vec<_>>();
+    let mut expected = [numbers("S0-", 22), numbers("S4-", 57), numbers("M-", 24)].concat();
+    expected.sort();
+    assert_eq!(statements, expected);
+
+    let mut code = String::new();
+    sources(&root.join("src"), &mut code);
+    sources(&root.join("tests"), &mut code);
+    for (statement, shown_by) in rows_of(mapped) {
+        let tests: Vec<&str> = shown_by.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "{statement} names no test: {shown_by}");
+        for test in tests {
+            let exists = match test.strip_prefix(".ci/") {
+                Some(script) => root.join(".ci").join(script).exists(),
+                None => code.contains(&format!("fn {test}(")),
+            };
+            assert!(exists, "{statement} names {test}, which does not exist");
+        }
+    }
 }

@@ -376,18 +376,6 @@ fn a_rotation_goes_on_where_it_was_when_the_store_is_reopened() {
     assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 600);
 }
 
-#[test]
-fn a_rotation_ends_in_an_opening_that_has_written_nothing() {
-    // The log then ends in a segment of an earlier opening, which would keep the old key for ever.
-    let world = world(590);
-    let store = world.create();
-    fill(&store.create_table("t", under("alias/old")).unwrap(), 0..3);
-    let store = reopened(&world, store);
-    let rotation = store.rotate_table_key("t").unwrap();
-    assert!(rotation.wait_for(std::time::Duration::from_secs(600)).unwrap(), "{:?}", store.key_report("t"));
-    assert_eq!(store.key_report("t").unwrap().generations.len(), 1);
-}
-
 /// What is left of a disk after a crash, opened while one of the master keys is refused.
 fn opens_without(world: &World, disk: &MemVfs, life: u64, refused: &str) -> Option<usize> {
     world.kms.disable(refused).unwrap();
