@@ -1,7 +1,7 @@
 //! The engine's own right to use the master keys of tables: a grant per store and master key.
 //!
 //! ```text
-//! create a table    DescribeKey (creator) ─ CreateGrant (creator) ─ GenerateDataKey (service) ─ key files ─ manifest: Grant, CreateTable, Creator
+//! create a table    DescribeKey (creator) ─ CreateGrant (creator) ─ GenerateDataKey, Decrypt (service) ─ key files ─ manifest: Grant, CreateTable, Creator
 //! in use            flush, compaction, rotation unwrap as the service, under the grant; users unwrap as themselves
 //! drop, re-key      the last table under the key has gone ─ RetireGrant (service) ─ manifest: GrantEnded
 //! ```

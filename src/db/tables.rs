@@ -127,7 +127,7 @@ impl Engine {
     fn draft(&self, name: &str, options: &TableOptions, master: &Master, begun: &Begun) -> Result<Draft> {
         let (id, seed) = (begun.table(), self.random()?);
         let generation = Generation(1);
-        let key = self.keys.new_table_key(id, generation, master, &Principal::Service)?;
+        let key = self.keys.proven_key(id, generation, master, &Principal::Service)?;
         let created_ms = self.env.clock.wall_ms();
         let slot = self.next_slot()?;
         let key_file = KeyFile {

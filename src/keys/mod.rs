@@ -63,7 +63,7 @@ use self::trail::{Call, Managed, Owned, Retire, Trail};
 use crate::crypto::TableKey;
 use crate::error::{Error, ProviderError, ProviderReason, Result};
 use crate::event::{Event, EventSink};
-use crate::format::keyfile::{KeyFile, MasterKind, Wrap};
+use crate::format::keyfile::{KeyFile, MasterKind, WRAPPED_BYTES_MAX, Wrap};
 use crate::format::manifest::GrantRecord;
 use crate::io::{Clock, Environment, Scheduler, Tick, Vfs};
 use crate::options::MasterKey;
@@ -254,7 +254,7 @@ impl KeyBroker {
     ///
     /// # Errors
     /// [`Error::KeyUnavailable`] with the provider's reason.
-    pub(crate) fn new_table_key(
+    fn new_table_key(
         &self,
         table: TableId,
         generation: Generation,
@@ -268,6 +268,10 @@ impl KeyBroker {
         let made = self
             .ask(master.kind, &request)
             .and_then(|made| if made.key_arn == master.arn { Ok(made) } else { Err(other_key(&made.key_arn)) })
+            .and_then(|made| match made.ciphertext.len() {
+                1..=WRAPPED_BYTES_MAX => Ok(made),
+                len => Err(unexpected(format!("a wrapped key of {len} bytes, not of 1 to {WRAPPED_BYTES_MAX}"))),
+            })
             .map_err(|source| Error::KeyUnavailable { table, source })?;
         let key = TableKey::new(made.plaintext.into_secret(), self.store, table, generation);
         let wrap = Wrap {
@@ -282,13 +286,37 @@ impl KeyBroker {
         Ok(NewKey { key, wrap, sent, lifetime: made.lifetime })
     }
 
+    /// As [`new_table_key`](KeyBroker::new_table_key), and believed to be in its wrap only once it has come out of it. Without that a wrong
+    /// answer would be noticed when the first permit has ended, and all that was written until then lost.
+    ///
+    /// # Errors
+    /// As for [`new_table_key`](KeyBroker::new_table_key); an answer that does not open is [`ProviderReason::UnexpectedAnswer`]. No data
+    /// is under it yet, so it is neither tampering nor somebody else's key.
+    pub(crate) fn proven_key(
+        &self,
+        table: TableId,
+        generation: Generation,
+        master: &Master,
+        principal: &Principal,
+    ) -> Result<NewKey> {
+        let new = self.new_table_key(table, generation, master, principal)?;
+        match self.unwrap(table, master.kind, &new.wrap, principal) {
+            Ok(_) => Ok(new),
+            Err(Error::WrongKey { .. } | Error::Tampered { .. }) => {
+                let source = unexpected("the new wrapped key does not open to the key that came with it");
+                Err(Error::KeyUnavailable { table, source })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// A new system key, under the owned master key.
     ///
     /// # Errors
-    /// As for [`resolve`](KeyBroker::resolve) and [`new_table_key`](KeyBroker::new_table_key).
+    /// As for [`resolve`](KeyBroker::resolve) and [`proven_key`](KeyBroker::proven_key).
     pub(crate) fn new_system_key(&self, generation: Generation) -> Result<NewKey> {
         let master = self.resolve(&MasterKey::Owned, &Principal::Service)?;
-        self.new_table_key(TableId::SYSTEM, generation, &master, &Principal::Service)
+        self.proven_key(TableId::SYSTEM, generation, &master, &Principal::Service)
     }
 
     /// Begin a principal's permit for a table with the key that was just made for it.
@@ -492,7 +520,11 @@ fn guarded<T>(call: impl FnOnce() -> ProviderResult<T>) -> ProviderResult<T> {
 }
 
 fn other_key(arn: &str) -> ProviderError {
-    ProviderError::new(ProviderReason::UnexpectedAnswer, format!("it is wrapped under {arn}, which was not asked for"))
+    unexpected(format!("it is wrapped under {arn}, which was not asked for"))
+}
+
+fn unexpected(message: impl Into<String>) -> ProviderError {
+    ProviderError::new(ProviderReason::UnexpectedAnswer, message)
 }
 
 fn no_key(table: TableId) -> Error {

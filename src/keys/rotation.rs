@@ -65,9 +65,7 @@ impl KeyBroker {
         if rekey != Rekey::Rewrap {
             let newest = wraps.last().map_or(Generation(0), |wrap| wrap.generation);
             let generation = newest.next().ok_or_else(|| exhausted("generation of a key", u64::from(u32::MAX)))?;
-            let NewKey { key: made, wrap, .. } = self.new_table_key(table, generation, master, principal)?;
-            // What was made is only believed to be in the wrap once it has come out of it.
-            self.unwrap(table, master.kind, &wrap, principal)?;
+            let NewKey { key: made, wrap, .. } = self.proven_key(table, generation, master, principal)?;
             wraps.iter_mut().for_each(|wrap| wrap.retired = true);
             wraps.push(wrap);
             key = Some(made);

@@ -306,6 +306,7 @@ fn a_table_is_made_by_its_creator_for_the_engine_in_the_documented_order() {
         (Operation::DescribeKey, named("ada")),
         (Operation::CreateGrant, named("ada")),
         (Operation::GenerateDataKey, Principal::Service),
+        (Operation::Decrypt, Principal::Service),
     ];
     assert_eq!(world.asked(from), expected);
     let grant = world.kms.list_grants(KEY).unwrap().pop().unwrap();
