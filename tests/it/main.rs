@@ -20,6 +20,7 @@ mod golden;
 mod history;
 mod inaccessible;
 mod inspect;
+mod key_faults;
 mod kill;
 mod kms;
 mod layers;
