@@ -196,11 +196,6 @@ impl Engine {
         Ok(memories)
     }
 
-    /// Whether the log is over its limit and [`load_for_log`](Engine::load_for_log) might help.
-    pub(super) fn needs_loading(&self) -> bool {
-        self.poison.get().is_none() && self.segment_to_relieve().is_some()
-    }
-
     /// While the log is over its limit, bring the tables into use whose unreplayed part of it begins in the oldest segment that is
     /// needed, so that they can be flushed.
     pub(super) fn load_for_log(&self) {

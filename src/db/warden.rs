@@ -25,13 +25,16 @@ use super::Engine;
 use super::catalog::TableState;
 use crate::io::{Join, Signal, Step, Task, Tick};
 use crate::keys::{Look, Permit, Renewal};
-use crate::types::Slot;
+use crate::types::{FileNumber, Slot};
 
 /// How often the agenda is looked at.
 const WARDEN_PERIOD: Duration = Duration::from_millis(250);
 /// Renewals that may be under way at once: enough that some may hang at a provider for as long as its time limit, few enough that a KMS
 /// does not throttle us.
 const RENEWALS_MAX: usize = 8;
+
+/// When tables are brought into use again for the same log segment.
+const LOAD_AGAIN: Duration = Duration::from_secs(1);
 
 /// What there is to do about permits.
 #[derive(Default)]
@@ -40,6 +43,8 @@ pub(crate) struct Agenda {
     renewals: Mutex<Renewals>,
     /// Brings tables into use for the log's sake, if somebody does.
     loader: Mutex<Option<Running>>,
+    /// For which segment it was hired last, and when.
+    loaded_for: Mutex<Option<(FileNumber, Tick)>>,
     /// Tables that nobody may use any more and that are still to be put away.
     ending: Mutex<BTreeMap<Slot, Arc<TableState>>>,
 }
@@ -166,7 +171,10 @@ impl Engine {
 
     /// While the log is over its limit, have tables brought into use that keep it from shrinking: by a task of its own, because that asks providers.
     fn hire_loader(self: &Arc<Engine>) {
-        if !self.needs_loading() {
+        let Some(segment) = self.segment_to_relieve().filter(|_| self.poison.get().is_none()) else { return };
+        let now = self.env.clock.tick();
+        // Owners whose key is not to be had are not there for the asking: parking is what helps then (park.rs).
+        if self.agenda.loaded_for.lock().is_some_and(|(last, at)| last == segment && now < at.after(LOAD_AGAIN)) {
             return;
         }
         let before = {
@@ -183,6 +191,7 @@ impl Engine {
         let task = Loader { engine: self.clone(), done: done.clone() };
         if let Ok(join) = self.env.scheduler.spawn("strongroom-load", Box::new(task)) {
             *self.agenda.loader.lock() = Some(Running { done, join });
+            *self.agenda.loaded_for.lock() = Some((segment, now));
         }
     }
 
