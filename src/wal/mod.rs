@@ -345,6 +345,11 @@ impl Log {
         self.shared.lock().segments.values().sum()
     }
 
+    /// The oldest live segment.
+    pub(crate) fn oldest_segment(&self) -> Option<FileNumber> {
+        self.shared.lock().segments.first_key_value().map(|(&number, _)| number)
+    }
+
     /// Take out the segments before `needed`, or before the current one if none is needed; never the current one or the spare. Each is given
     /// to one caller, who has the manifest forget it and then removes it.
     pub(crate) fn take_segments_before(&self, needed: Option<FileNumber>) -> Vec<FileNumber> {

@@ -200,8 +200,6 @@ impl Task for Flusher {
         if self.batch.is_none()
             && let Err(again) = self.take_batch()
         {
-            // A failure has poisoned the store, which the next step sees.
-            let _ = self.engine.retire_segments();
             return self.engine.wait_for_work(seen, again);
         }
         match self.advance() {
@@ -339,7 +337,10 @@ impl Engine {
     }
 
     /// Remove the log segments that hold something under an old key and that nobody needs.
-    fn retire_segments(&self) -> Result<()> {
+    pub(super) fn retire_segments(&self) -> Result<()> {
+        if self.log.oldest_segment().is_none_or(|oldest| oldest > self.background.log_until()) {
+            return Ok(());
+        }
         // Those behind them may be needed by nobody either, and have time.
         let until = self.background.log_until().next();
         let needed = [self.background.oldest_segment(), until].into_iter().flatten().min();

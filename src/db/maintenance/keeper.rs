@@ -79,6 +79,8 @@ impl Task for Keeper {
                 let _ = engine.prepare_segment();
             }
             engine.relieve_log();
+            // A failure has poisoned the store.
+            let _ = engine.retire_segments();
             if !paused && engine.manifest.is_long() {
                 let _ = engine
                     .next_file()

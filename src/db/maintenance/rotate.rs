@@ -3,7 +3,7 @@
 //! ```text
 //! sorted tables   one after the other, each into its own level, with all versions that anybody can see: a job like a compaction's,
 //!                 in steps, at the pace that was set. What a compaction is at is left to it, for its output is under the new key
-//! log             the current segment is left, and every segment up to it is to go: keeper and flusher see to that
+//! log             the current segment is left, and every segment up to it is to go: the keeper sees to that
 //! parked, pinned  are waited for
 //! wraps           erased, once nothing is left
 //! ```
@@ -86,14 +86,9 @@ impl Background {
         FileNumber(self.rotations.log_until.load(Ordering::Relaxed))
     }
 
-    /// Log segments up to this one are to go. Whether that was not known.
-    pub(in crate::db) fn let_log_go(&self, until: FileNumber) -> bool {
-        let is_new = self.rotations.log_until.fetch_max(until.0, Ordering::Relaxed) < until.0;
-        if is_new {
-            // The flusher looks whether anything of it can go already.
-            self.work.raise();
-        }
-        is_new
+    /// Log segments up to this one are to go: the keeper sees to it.
+    pub(in crate::db) fn let_log_go(&self, until: FileNumber) {
+        self.rotations.log_until.fetch_max(until.0, Ordering::Relaxed);
     }
 
     /// The system key has more than one generation.
@@ -425,19 +420,14 @@ impl Engine {
 
     /// Have every log segment up to this one go.
     fn leave_log_behind(&self, segment: FileNumber) -> Result<()> {
-        let is_new = self.background.let_log_go(segment);
-        let mut has_left = false;
+        self.background.let_log_go(segment);
         if self.log.end().segment <= segment {
             self.prepare_segment()?;
             let mut writer = self.writer.lock();
             // Asked again under the lock. In an opening that has written nothing yet, the log ends in a segment of an earlier one.
             if self.log.end().segment <= segment {
                 self.begin_segment(&mut writer)?;
-                has_left = true;
             }
-        }
-        if has_left && !is_new {
-            self.background.work.raise();
         }
         Ok(())
     }
