@@ -16,6 +16,7 @@ use zeroize::{Zeroize, optimization_barrier};
 use crate::error::{Error, Result};
 use crate::io::Entropy;
 use crate::io::os::pages::Strongbox;
+use crate::io::os::registers::clear_vector_registers;
 
 /// 32 bytes that nobody else may know.
 ///
@@ -96,12 +97,13 @@ impl SameProcess {
 /// Bytes of stack that [`wipe_stack`] overwrites. Setting up the widest cipher uses less than 8 KiB in an optimised build.
 const STACK_WIPE_BYTES: usize = 64 << 10;
 
-/// Overwrite the stack below the caller, where functions that have returned left what they worked on.
+/// Overwrite the stack below the caller, where functions that have returned left what they worked on, and the vector registers.
 #[inline(never)]
 pub(super) fn wipe_stack() {
     let area = [0_u8; STACK_WIPE_BYTES];
     // Without it the array is never written, because nobody reads it.
     optimization_barrier(&area);
+    clear_vector_registers();
 }
 
 /// Bytes of stack that [`wipe_frame_stack`] overwrites. Deriving a frame's key and setting its cipher up uses less than half of it in
@@ -113,6 +115,7 @@ const FRAME_STACK_WIPE_BYTES: usize = 8 << 10;
 pub(super) fn wipe_frame_stack() {
     let area = [0_u8; FRAME_STACK_WIPE_BYTES];
     optimization_barrier(&area);
+    clear_vector_registers();
 }
 
 /// What buffers hold in the moment before they are freed: the only way to look at it that is not a use after free.

@@ -12,8 +12,8 @@
 //! A path that ends in a slash names what lies behind a link of that name; the engine makes none.
 //!
 //! Why there is `unsafe` here: some facilities have no safe wrapper. `sync_file_range` (a hint to begin
-//! write-back), `MADV_WIPEONFORK` with an atomic in the page it wipes ([`TickCell`]), and memory that is locked and
-//! kept out of core dumps (`pages`).
+//! write-back), `MADV_WIPEONFORK` with an atomic in the page it wipes ([`TickCell`]), memory that is locked and
+//! kept out of core dumps (`pages`), and registers that held keys (`registers`).
 #![allow(unsafe_code)]
 #![allow(
     clippy::disallowed_methods,
@@ -25,6 +25,7 @@
 compile_error!("strongroom's file system layer knows Unix only: it needs O_NOFOLLOW, directory sync and flock");
 
 pub(crate) mod pages;
+pub(crate) mod registers;
 
 use std::fs::{File as OsFile, TryLockError};
 use std::io;
