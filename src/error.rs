@@ -217,16 +217,6 @@ pub enum Error {
         /// How long until the next one is allowed, in milliseconds.
         wait_ms: u64,
     },
-    /// A master key cannot be destroyed with a table, because something else depends on it.
-    #[error("master key {key_arn} is also used by {users}, so it is not destroyed with table {name:?}")]
-    MasterKeyShared {
-        /// The table that was to be shredded.
-        name: String,
-        /// The master key.
-        key_arn: String,
-        /// What else is wrapped under it.
-        users: String,
-    },
     /// An argument cannot be meant so.
     #[error("{what}: {detail}")]
     InvalidArgument {
@@ -303,7 +293,7 @@ impl Error {
             | Error::MasterKeyUnavailable { .. } => ErrorKind::KeyUnavailable,
             Error::SessionRefused { .. } | Error::AccessDenied { .. } => ErrorKind::AccessDenied,
             Error::LimitExceeded { .. } | Error::KeyChangesExceeded { .. } => ErrorKind::LimitExceeded,
-            Error::TableUpdating { .. } | Error::MasterKeyShared { .. } => ErrorKind::Busy,
+            Error::TableUpdating { .. } => ErrorKind::Busy,
             Error::Poisoned { .. } => ErrorKind::Poisoned,
             Error::Io { .. } => ErrorKind::Io,
             Error::NotAStore { .. } | Error::TableNotFound { .. } => ErrorKind::NotFound,

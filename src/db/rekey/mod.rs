@@ -7,7 +7,6 @@
 //! rotation    the handle of a rotation that goes on in the background (maintenance/rotate.rs does the work)
 //! schedule    rotations that are due by themselves
 //! system      the system key's turn
-//! shred       a table with a master key of its own, and the end of both
 //! ```
 //!
 //! # The order of a change
