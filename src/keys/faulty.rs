@@ -75,6 +75,7 @@ pub enum Operation {
     CreateGrant,
     RetireGrant,
     RevokeGrant,
+    ScheduleKeyDeletion,
 }
 
 /// What shall befall some requests: of which operation, by whom, for which key, the how-manieth, and what.
@@ -532,6 +533,10 @@ impl KeyProvider for FaultyProvider {
         self.ask(Operation::RevokeGrant, request, |request, _| self.inner.revoke_grant(request))
     }
 
+    fn schedule_key_deletion(&self, request: &ScheduleKeyDeletionRequest) -> ProviderResult<KeyDescription> {
+        self.ask(Operation::ScheduleKeyDeletion, request, |request, _| self.inner.schedule_key_deletion(request))
+    }
+
     fn keyring_path(&self) -> Option<&Path> {
         self.inner.keyring_path()
     }
@@ -584,6 +589,7 @@ macro_rules! question {
 question! { DescribeKeyRequest, key }
 question! { CreateGrantRequest, key }
 question! { EndGrantRequest, key_arn }
+question! { ScheduleKeyDeletionRequest, key_arn }
 question! {
     GenerateDataKeyRequest, key,
     fn context(&self) -> Option<&EncryptionContext> {

@@ -232,6 +232,20 @@ impl KeyBroker {
         self.ask(grant.master, &Retire(&request))
     }
 
+    /// Have a customer's master key destroyed in so many days, as its owner. Asks the provider; no lock may be held.
+    ///
+    /// # Errors
+    /// [`Error::MasterKeyUnavailable`] with the provider's reason.
+    pub(crate) fn destroy_master_key(&self, arn: &str, days: u32) -> Result<()> {
+        let request = ScheduleKeyDeletionRequest::new(arn, days, Principal::Owner);
+        let refused = |source| Error::MasterKeyUnavailable { key: arn.to_owned(), source };
+        match self.ask(MasterKind::Customer, &request) {
+            Ok(key) if key.arn == arn => Ok(()),
+            Ok(key) => Err(refused(other_key(&key.arn))),
+            Err(source) => Err(refused(source)),
+        }
+    }
+
     /// Send a grant's token along from now on.
     pub(crate) fn know_grant(&self, grant: &GrantRecord) {
         self.grant_tokens.write().insert(grant.key_arn.clone(), grant.token.clone());

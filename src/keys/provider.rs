@@ -116,6 +116,12 @@ pub trait KeyProvider: Send + Sync + fmt::Debug {
         Err(unsupported("revoke_grant"))
     }
 
+    /// Refuse every use of a master key from now on, and destroy it when so many days have passed.
+    fn schedule_key_deletion(&self, request: &ScheduleKeyDeletionRequest) -> ProviderResult<KeyDescription> {
+        let _ = request;
+        Err(unsupported("schedule_key_deletion"))
+    }
+
     /// The file that the master keys lie in, if they lie in one. A store refuses a provider whose keys lie inside the
     /// store: a key beside the data protects nothing.
     fn keyring_path(&self) -> Option<&Path> {
@@ -454,6 +460,20 @@ message! {
         key_arn: String,
         /// The grant's id.
         grant_id: String,
+        /// Who asks.
+        principal: Principal,
+    }
+    may {}
+}
+
+message! {
+    /// Asks for a master key to be destroyed.
+    ScheduleKeyDeletionRequest derive(Clone, PartialEq, Eq, Debug)
+    needs {
+        /// The master key's ARN.
+        key_arn: String,
+        /// How many days it can still be saved.
+        days: u32,
         /// Who asks.
         principal: Principal,
     }

@@ -376,6 +376,47 @@ fn a_rotation_goes_on_where_it_was_when_the_store_is_reopened() {
     assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 600);
 }
 
+#[test]
+fn a_table_is_shredded_with_the_master_key_that_it_had_to_itself() {
+    // A key that wraps something else must not go with the table, and one that the provider keeps must not lose it.
+    let world = world(593);
+    let provider = FaultyProvider::new(world.kms.clone());
+    let store = world.builder().key_provider(provider.clone()).create().unwrap();
+    fill(&store.create_table("t", under("alias/old")).unwrap(), 0..50);
+    store.create_table("shares", under("alias/old")).unwrap();
+    store.create_table("owned", tiny_table(1)).unwrap();
+
+    let refused = |name: &str, days, kind| {
+        let before = files(&world.sim.vfs);
+        assert_eq!(store.shred_table(name, days).unwrap_err().kind(), kind, "{name}");
+        assert_eq!(files(&world.sim.vfs), before, "{name}");
+    };
+    refused("t", 7, ErrorKind::InvalidArgument);
+    refused("owned", 7, ErrorKind::InvalidArgument);
+    refused("nobody", 7, ErrorKind::NotFound);
+    store.drop_table("shares").unwrap();
+    refused("t", 6, ErrorKind::KeyUnavailable);
+    provider.inject(Rule::on(Operation::ScheduleKeyDeletion).fail(ProviderReason::Denied));
+    refused("t", 7, ErrorKind::KeyUnavailable);
+    provider.heal();
+    assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 50);
+
+    let key_file = |files: BTreeMap<PathBuf, Vec<u8>>| files.keys().filter(|path| is_key_file(path)).count();
+    assert_eq!(key_file(files(&world.sim.vfs)), 2);
+    store.shred_table("t", 7).unwrap();
+    assert_eq!(key_file(files(&world.sim.vfs)), 1);
+    assert!(store.table("t").is_err());
+    let key = world.kms.key("alias/old").unwrap();
+    assert_eq!(key.state, strongroom::keys::KeyState::PendingDeletion);
+    assert_eq!(store.shred_table("t", 7).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// Whether a file of a store is a table's key file.
+fn is_key_file(path: &Path) -> bool {
+    let names: Vec<_> = path.iter().map(|name| name.to_string_lossy()).collect();
+    names.iter().any(|name| name == "keys") && !names.iter().any(|name| name == "system")
+}
+
 /// What is left of a disk after a crash, opened while one of the master keys is refused.
 fn opens_without(world: &World, disk: &MemVfs, life: u64, refused: &str) -> Option<usize> {
     world.kms.disable(refused).unwrap();
@@ -632,6 +673,13 @@ fn the_command_line_changes_keys_rotates_and_says_what_is_under_them() {
     desk.ok(&["update-table", "t", "--master-key", "owned", "--rewrap-only"]);
     desk.ok(&["kms", "disable", "alias/tenant"]);
     assert_eq!(desk.ok(&["get", "t", "key"]), "value");
+
+    desk.ok(&["kms", "enable", "alias/tenant"]);
+    desk.ok(&["create-table", "s", "--master-key", "alias/tenant"]);
+    desk.fails(&["drop-table", "t", "--yes", "--destroy-key", "7"], 2);
+    desk.ok(&["drop-table", "s", "--yes", "--destroy-key", "7"]);
+    assert_eq!(desk.ok(&["list-tables"]), "t\n");
+    assert!(desk.ok(&["kms", "list"]).to_lowercase().contains("pending"));
 }
 
 #[test]

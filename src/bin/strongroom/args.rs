@@ -83,6 +83,9 @@ pub enum Command {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Have the table's master key, which nothing else may need, destroyed at its provider in so many days (7 to 30)
+        #[arg(long, value_name = "DAYS")]
+        destroy_key: Option<u32>,
     },
     /// Wrap a table's key under another master key, and begin a new generation of it
     UpdateTable(UpdateTable),

@@ -76,7 +76,7 @@ fn run(Cli { place, command }: Cli) -> Result<()> {
         Command::CreateTable(args) => tables::create(&place, args),
         Command::ListTables => tables::list(&place),
         Command::DescribeTable { table } => tables::describe(&place, &table),
-        Command::DropTable { table, yes } => tables::drop(&place, &table, yes),
+        Command::DropTable { table, yes, destroy_key } => tables::drop(&place, &table, yes, destroy_key),
         Command::UpdateTable(args) => rekey::update_table(&place, &args),
         Command::Rotate(args) => rekey::rotate(&place, &args),
         Command::Keys(KeysCommand::Status(args)) => rekey::status(&place, &args),

@@ -115,13 +115,17 @@ fn hyphenated(id: TableId) -> String {
     [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
-pub fn drop(place: &Place, table: &str, yes: bool) -> Result<()> {
+pub fn drop(place: &Place, table: &str, yes: bool, destroy_key: Option<u32>) -> Result<()> {
     let store = session::open(place)?;
     let outcome = (|| {
         if !yes {
             confirm(&store.describe_table(table)?)?;
         }
-        Ok(store.drop_table(table)?)
+        let dropped = match destroy_key {
+            None => store.drop_table(table),
+            Some(days) => store.shred_table(table, days),
+        };
+        Ok(dropped?)
     })();
     outcome.and(store.close().map_err(Failure::from))
 }

@@ -7,6 +7,7 @@
 //! rotation    the handle of a rotation that goes on in the background (maintenance/rotate.rs does the work)
 //! schedule    rotations that are due by themselves
 //! system      the system key's turn
+//! shred       a table and the master key that it had to itself
 //! ```
 //!
 //! # The order of a change
@@ -34,6 +35,7 @@ mod key_files;
 mod report;
 mod rotation;
 mod schedule;
+mod shred;
 mod system;
 
 pub use self::change::{KeyChange, RewrapReport};

@@ -335,6 +335,20 @@ impl KeyProvider for AwsKms {
         });
         ended.map_err(about_the_grant)
     }
+
+    fn schedule_key_deletion(&self, request: &ScheduleKeyDeletionRequest) -> ProviderResult<KeyDescription> {
+        let ScheduleKeyDeletionRequest { key_arn, days, .. } = request.clone();
+        self.call(&request.principal, move |client| {
+            let days = i32::try_from(days).unwrap_or(i32::MAX);
+            let request = client.schedule_key_deletion().key_id(&key_arn).pending_window_in_days(days);
+            // Its answer names the key, and nothing else of it.
+            let described = client.describe_key().key_id(&key_arn);
+            async move {
+                request.send().await.map_err(trouble)?;
+                description(described.send().await.map_err(trouble)?.key_metadata)
+            }
+        })
+    }
 }
 
 impl fmt::Debug for AwsKms {

@@ -400,6 +400,21 @@ impl KeyProvider for LocalKms {
         self.end_grant(request, KeyOperation::RevokeGrant)
     }
 
+    /// The owner alone may ask for it. A key that waits for its deletion already goes on waiting for that.
+    fn schedule_key_deletion(&self, request: &ScheduleKeyDeletionRequest) -> ProviderResult<KeyDescription> {
+        let refuse = |reason, detail: String| Err(ProviderError::new(reason, detail));
+        if request.principal != Principal::Owner {
+            return refuse(ProviderReason::Denied, format!("{} may not have a key deleted", request.principal));
+        }
+        match self.key(&request.key_arn).map_err(refusal)? {
+            pending if pending.state == KeyState::PendingDeletion => Ok(pending),
+            _ => match self.schedule_deletion(&request.key_arn, request.days) {
+                Err(error @ Error::InvalidArgument { .. }) => refuse(ProviderReason::InvalidRequest, error.to_string()),
+                outcome => outcome.map_err(refusal),
+            },
+        }
+    }
+
     fn keyring_path(&self) -> Option<&Path> {
         self.0.file.as_ref().map(KeyringFile::path)
     }

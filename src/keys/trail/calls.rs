@@ -89,6 +89,27 @@ impl Call for Owned<'_> {
     }
 }
 
+impl Call for ScheduleKeyDeletionRequest {
+    type Answer = KeyDescription;
+
+    fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<KeyDescription> {
+        provider.schedule_key_deletion(self)
+    }
+
+    fn shown(&self, answer: Result<&KeyDescription, &ProviderError>) -> Shown<'_> {
+        let request = TrailValue::object([
+            ("keyId", self.key_arn.as_str().into()),
+            ("pendingWindowInDays", u64::from(self.days).into()),
+        ]);
+        let mut shown = Shown::new("ScheduleKeyDeletion", &self.principal, vec![self.key_arn.clone()], request);
+        shown.read_only = false;
+        if answer.is_ok() {
+            shown.response = TrailValue::object([("keyId", self.key_arn.as_str().into())]);
+        }
+        shown
+    }
+}
+
 impl Call for GenerateDataKeyRequest {
     type Answer = GeneratedDataKey;
 
