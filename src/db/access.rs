@@ -294,6 +294,15 @@ impl Drop for Custodian {
 }
 
 impl Engine {
+    /// Write down what was heard so late that the custodian has not come to it: at the close, when it has ended. What cannot be
+    /// written is heard again by whoever uses the table next.
+    pub(super) fn record_last_accesses(&self) {
+        let changed = std::mem::take(&mut *self.background.custody.changed.lock());
+        if !changed.is_empty() && self.poison.get().is_none() {
+            let _ = self.record_accesses(&changed.into_values().collect::<Vec<_>>());
+        }
+    }
+
     /// Bring memory and manifest into line with the accesses that changed.
     fn settle_accesses(&self) -> Result<()> {
         loop {

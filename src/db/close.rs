@@ -31,6 +31,7 @@ impl Engine {
         // No permit lasts from now on, so that every call finds out that the store is closed.
         self.tick.store(Tick(u64::MAX));
         let creating = self.creating.lock();
+        self.record_last_accesses();
         let outcome = self.end_log();
         let in_use = std::mem::take(&mut *self.background.in_use.lock());
         for table in in_use.values() {

@@ -155,6 +155,25 @@ fn a_refused_table_says_why_and_since_when_and_comes_back_with_everything_that_w
 }
 
 #[test]
+fn a_refusal_that_is_heard_just_before_the_close_is_remembered() {
+    // A command that opens, is refused and ends would leave a table that is called active.
+    let world = World::new(31);
+    let store = world.create();
+    let table = store.create_table("tenant", tenants(0)).unwrap();
+    table.put("k", "v").unwrap();
+    let arn = table.describe().unwrap().sse.master_key_arn.unwrap();
+    store.close().unwrap();
+    world.kms.disable(&arn).unwrap();
+    let store = world.open();
+    let table = store.table("tenant").unwrap();
+    let (since_ms, _) = refusal(&table.get("k").unwrap_err());
+    store.close().unwrap();
+    let store = world.open();
+    let expected = (TableStatus::InaccessibleEncryptionCredentials, Some(since_ms));
+    assert_eq!(status(&store.table("tenant").unwrap()), expected);
+}
+
+#[test]
 fn it_comes_back_without_anybody_calling() {
     // Flush and compaction of a table that nobody reads at the moment would wait for ever otherwise.
     let world = World::new(2);
