@@ -167,11 +167,12 @@ impl Compactor {
 
 impl Task for Compactor {
     fn step(&mut self) -> Step {
+        // Before anything is looked at: what is raised afterwards, an end too, is not slept through.
+        let seen = self.engine.background.work.count();
         if self.engine.background.stopping() || self.engine.poison.get().is_some() {
             self.give_up();
             return Step::Done;
         }
-        let seen = self.engine.background.work.count();
         if self.engine.background.paused.load(Ordering::SeqCst) {
             self.give_up();
             return self.engine.wait_for_work(seen, None);
