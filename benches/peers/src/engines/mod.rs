@@ -6,6 +6,8 @@ mod fjall;
 mod lmdb;
 #[cfg(feature = "redb")]
 mod redb;
+#[cfg(feature = "rocksdb")]
+mod rocksdb;
 #[cfg(feature = "sqlcipher")]
 mod sqlcipher;
 mod strongroom;
@@ -68,6 +70,15 @@ pub const ALL: &[Engine] = &[
         integrity: "checksum per block",
         differs: "",
         open: fjall::open,
+    },
+    #[cfg(feature = "rocksdb")]
+    Engine {
+        name: "rocksdb",
+        encryption: "none",
+        durability: LOG,
+        integrity: "checksum per block",
+        differs: "",
+        open: rocksdb::open,
     },
     #[cfg(feature = "surrealkv")]
     Engine {
