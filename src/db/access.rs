@@ -346,7 +346,7 @@ impl Engine {
                 *table.unreplayed.lock() = Unreplayed::Somewhere { from, to: self.log.end() };
                 self.background.custody.unindexed.lock().insert(table.slot, table.clone());
             }
-            table.publish(None);
+            table.publisher().show(None);
             writer.forget(table.slot);
             self.withdraw_flushes(table);
             memories().for_each(|memory| self.discharge(table, memory));

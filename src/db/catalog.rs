@@ -10,7 +10,7 @@
 //!
 //! A table is *loaded* at first use: its keys are unwrapped, the bounds of its files opened, its part of
 //! the log replayed. It is *put away* when its last permit has ended and its memtables are flushed. A view
-//! is immutable; whoever changes it publishes another under [`TableState::structure`], so a reader who holds one
+//! is immutable; whoever changes it publishes another ([`TableState::publisher`]), so a reader who holds one
 //! sees one moment of the table for as long as it likes.
 //!
 //! A view disappears only under the writer's lock, so a commit that found one there inserts into a memtable that
@@ -20,9 +20,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::access::Access;
+use super::maintenance::Bucket;
 use crate::compaction::plan::Busy;
 use crate::error::{Error, Result};
 use crate::format::log::LogPoint;
@@ -107,8 +108,10 @@ pub(crate) struct TableState {
     pub lease: TableLease,
     /// Everything else, while the table is in use.
     pub view: Published<View>,
-    /// Held by whoever replaces the view or decides at which level a file lands.
+    /// Held by whoever decides which sorted tables there are and at which levels, also while the manifest is told, or brings the table
+    /// into use or puts it away.
     pub structure: Mutex<Structure>,
+    publishing: Mutex<()>,
     /// Level-0 files and frozen memtables, for the backpressure of commits.
     pub pressure: Pressure,
     /// What the log holds of the table and nobody has in memory.
@@ -184,6 +187,8 @@ pub(crate) struct Structure {
 #[derive(Default)]
 pub(crate) struct Pressure {
     level_zero_files: AtomicUsize,
+    /// What writers pay with while there are too many of them.
+    pub(crate) bucket: Bucket,
 }
 
 impl Pressure {
@@ -210,6 +215,7 @@ impl TableState {
             lease,
             view: Published::nothing(),
             structure: Mutex::default(),
+            publishing: Mutex::default(),
             pressure: Pressure::default(),
             unreplayed: Mutex::new(unreplayed),
             access: Access::new(inaccessible_since_ms),
@@ -245,11 +251,33 @@ impl TableState {
         self.lease.ending(now).is_some() || self.lease.material().is_none()
     }
 
-    /// Publish another view; the caller holds [`TableState::structure`].
-    pub(crate) fn publish(&self, view: Option<View>) {
+    /// The right to publish another view, of which there is one at a time. It is kept for an instant, so that a commit that freezes a
+    /// memtable never waits for a disk, as it would behind [`TableState::structure`].
+    ///
+    /// Who holds `structure` while the manifest is told makes the next view from the one that is there *afterwards*: a memtable may
+    /// have been frozen meanwhile.
+    pub(crate) fn publisher(&self) -> Publisher<'_> {
+        Publisher { table: self, _only: self.publishing.lock() }
+    }
+}
+
+/// The one who may replace a table's view.
+pub(crate) struct Publisher<'a> {
+    table: &'a TableState,
+    _only: MutexGuard<'a, ()>,
+}
+
+impl Publisher<'_> {
+    /// The view that is to be replaced.
+    pub(crate) fn present(&self) -> Option<Arc<View>> {
+        self.table.view.load_owned()
+    }
+
+    /// Show another one, or none.
+    pub(crate) fn show(&self, view: Option<View>) {
         let level_zero_files = view.as_ref().map_or(0, |view| view.version.files(0).len());
-        self.pressure.level_zero_files.store(level_zero_files, Ordering::Relaxed);
-        self.view.store(view.map(Arc::new));
+        self.table.pressure.level_zero_files.store(level_zero_files, Ordering::Relaxed);
+        self.table.view.store(view.map(Arc::new));
     }
 }
 
@@ -284,6 +312,8 @@ pub(crate) struct Memory {
     last_seq: AtomicU64,
     /// What of its bytes the write budget knows of.
     charged_bytes: AtomicUsize,
+    /// Whether it is on its way to the disk.
+    frozen: AtomicBool,
 }
 
 impl Memory {
@@ -294,12 +324,23 @@ impl Memory {
             first_segment: AtomicU64::new(0),
             last_seq: AtomicU64::new(0),
             charged_bytes: AtomicUsize::new(0),
+            frozen: AtomicBool::new(false),
         })
     }
 
     /// Note that an entry of this number is in it.
     pub(crate) fn reached(&self, seq: Seq) {
         self.last_seq.fetch_max(seq.get(), Ordering::Relaxed);
+    }
+
+    /// From now on it is on its way to the disk; true if it was not before.
+    pub(crate) fn freeze(&self) -> bool {
+        !self.frozen.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether it is on its way to the disk.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Relaxed)
     }
 
     /// The last sequence number in it.

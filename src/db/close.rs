@@ -37,7 +37,7 @@ impl Engine {
         for table in in_use.values() {
             table.lease.close();
             let _structure = table.structure.lock();
-            table.publish(None);
+            table.publisher().show(None);
         }
         drop(in_use);
         if self.poison.get().is_none() {

@@ -215,6 +215,7 @@ impl Engine {
             self.insert(section, point).map_err(|error| self.poison(error))?;
         }
         self.visible.raise(last);
+        self.prepare_segment_soon(point);
         for section in sections.iter() {
             self.freeze_if_full(section.table, &section.view);
         }

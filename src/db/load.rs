@@ -148,12 +148,14 @@ impl Engine {
         }
         // The memtables hold the log themselves now.
         self.set_unreplayed(table, Unreplayed::Nothing);
-        table.publish(Some(View { keys, active, frozen: memories.clone(), version: Arc::new(version) }));
+        let publisher = table.publisher();
+        publisher.show(Some(View { keys, active, frozen: memories.clone(), version: Arc::new(version) }));
         // Before anybody can freeze the active one: memtables of a table are flushed in the order in which they stand in the
         // queue, and what the manifest calls flushed is everything up to the last.
         for memory in memories.into_iter().rev() {
             self.enqueue_flush(table, memory);
         }
+        drop(publisher);
         drop(structure);
         self.enqueue_compaction(table);
         Ok(())
@@ -245,7 +247,7 @@ impl Engine {
         if busy || !view.frozen.is_empty() || !table.has_ended(now) {
             return;
         }
-        table.publish(None);
+        table.publisher().show(None);
         writer.forget(table.slot);
         drop(structure);
         drop(writer);
@@ -269,7 +271,7 @@ impl Engine {
         let structure = table.structure.lock();
         writer.forget(table.slot);
         let view = table.view.load_owned();
-        table.publish(None);
+        table.publisher().show(None);
         drop(structure);
         drop(writer);
         self.background.in_use.lock().remove(&table.slot);

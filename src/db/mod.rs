@@ -22,8 +22,9 @@
 //! ```
 //!
 //! # Locks, in the order in which they may be taken
-//! `creating` → `writer` (who commits) → `preparing` → `TableState::structure` (who replaces a view) → the manifest's own → everything else, each
-//! alone. None is held while a provider is asked or anything is waited for.
+//! `creating` → `writer` (who commits) → `preparing` → `TableState::structure` (which files there are) → the manifest's own →
+//! `TableState::publisher` (who replaces a view) → everything else, each alone. Who commits takes the last but one without those between, and so never
+//! waits for a disk that the manifest is written to. None is held while a provider is asked or anything is waited for.
 
 mod access;
 mod anchor;

@@ -56,6 +56,7 @@ struct Running {
     claim: ClaimId,
     /// None for a move, which has nothing to do.
     job: Option<Job>,
+    began: Tick,
     _writing: Writing,
 }
 
@@ -103,13 +104,16 @@ impl Compactor {
             let claim = structure.busy.claim(&plan);
             (view, plan, claim, readers)
         };
+        let began = engine.env.clock.tick();
         if plan.is_move {
-            return Ok(Some(Running { table: table.clone(), plan, claim, job: None, _writing: writing }));
+            return Ok(Some(Running { table: table.clone(), plan, claim, job: None, began, _writing: writing }));
         }
         let open = engine.readers.opener(&table.settings, &view.keys);
         let limits = grandparents(&view.version, &plan, &engine.options);
         match Job::compaction(engine.job_context(table, &view), &plan, &view.version, readers, limits, open) {
-            Ok(job) => Ok(Some(Running { table: table.clone(), plan, claim, job: Some(job), _writing: writing })),
+            Ok(job) => {
+                Ok(Some(Running { table: table.clone(), plan, claim, job: Some(job), began, _writing: writing }))
+            }
             Err(error) => {
                 table.structure.lock().busy.release(claim);
                 Err(error)
@@ -131,8 +135,10 @@ impl Compactor {
             },
         };
         let installed = self.engine.install_compaction(&running.table, &running.plan, &files);
-        if installed.is_err() {
-            self.engine.discard(files.iter());
+        match &installed {
+            Ok(()) if running.plan.source == 0 => self.engine.note_merged(running.plan.upper.len(), running.began),
+            Ok(()) => {}
+            Err(_) => self.engine.discard(files.iter()),
         }
         installed.map(|()| true)
     }
@@ -278,7 +284,12 @@ impl Engine {
         }
         let version = view.version.apply(&changes).map_err(|wrong| wrong.in_file("manifest", 0))?;
         self.manifest.append(edits).map_err(|error| self.poison(error))?;
-        table.publish(Some(View { version: Arc::new(version), ..View::clone(&view) }));
+        {
+            // A memtable may have been frozen meanwhile. That the view is gone, nobody can have brought about.
+            let publisher = table.publisher();
+            let view = publisher.present().unwrap_or(view);
+            publisher.show(Some(View { version: Arc::new(version), ..View::clone(&view) }));
+        }
         if !plan.is_move {
             plan.inputs().for_each(|(_, file)| self.readers.retire(slot, file.clone()));
         }

@@ -221,6 +221,9 @@ impl Drop for Flusher {
 impl Engine {
     /// Have a frozen memtable written to sorted tables, after those that were frozen before it.
     pub(in crate::db) fn enqueue_flush(&self, table: &Arc<TableState>, memory: Arc<Memory>) {
+        if memory.freeze() {
+            self.background.frozen_bytes.fetch_add(memory.charged_bytes(), Ordering::Relaxed);
+        }
         self.background.flushes.lock().push_back(FlushItem { table: table.clone(), memory });
         self.background.work.raise();
     }
@@ -234,7 +237,8 @@ impl Engine {
     /// Freeze everything in memory and wait until it is in sorted tables.
     pub(crate) fn flush_all(&self) -> Result<()> {
         self.check_writable()?;
-        let mut tables = self.background.dirty.lock().clone();
+        let mut tables: BTreeMap<Slot, Arc<TableState>> =
+            self.background.dirty.lock().tables().map(|table| (table.slot, table.clone())).collect();
         // What was frozen before is to be waited for, too.
         tables.extend(self.background.flushes.lock().iter().map(|item| (item.table.slot, item.table.clone())));
         let tables: Vec<_> = tables.into_values().collect();
@@ -312,25 +316,29 @@ impl Engine {
                     unparked.push(name);
                 }
             }
-            view.frozen.retain(|memory| !Arc::ptr_eq(memory, &item.memory));
         }
         let retired = self.log.take_segments_before(self.background.oldest_segment_without(&done));
         edits.extend(retired.iter().map(|&number| Edit::RemoveSegment { number }));
         self.manifest.append(edits).map_err(|error| self.poison(error))?;
 
         for (slot, view) in views {
-            tables[&slot].publish(Some(view));
+            // A commit may have frozen another memtable meanwhile: what is there now is kept, but for what was flushed.
+            let publisher = tables[&slot].publisher();
+            let Some(present) = publisher.present() else { continue };
+            let mut next = View { version: view.version, ..View::clone(&present) };
+            next.frozen.retain(|memory| !done.iter().any(|done| Arc::ptr_eq(&done.memory, memory)));
+            publisher.show(Some(next));
         }
         self.background.flushes.lock().retain(|item| !done.iter().any(|done| Arc::ptr_eq(&done.memory, &item.memory)));
         drop(structures);
         self.discard(unnamed.into_iter());
-        let mut bytes = 0;
+        let (mut bytes, memtables) = (0, done.len());
         for item in done {
             bytes += item.memory.table.bytes();
             self.discharge(&item.table, &item.memory);
             self.enqueue_compaction(&item.table);
         }
-        self.note_drained(bytes, batch.began);
+        self.note_flushed(bytes, memtables, batch.began);
         self.remove_parked(&unparked);
         self.log.remove_segments(&retired);
         self.advance_anchor();
@@ -356,12 +364,5 @@ impl Engine {
         self.log.remove_segments(&retired);
         self.background.progress.raise();
         Ok(())
-    }
-
-    fn note_drained(&self, bytes: usize, began: Tick) {
-        let nanos = self.env.clock.tick().0.saturating_sub(began.0).max(1);
-        let rate = (bytes as u128 * 1_000_000_000 / u128::from(nanos)).min(1 << 40) as u64;
-        let before = self.background.drain_rate.load(Ordering::Relaxed);
-        self.background.drain_rate.store((before * 3 + rate) / 4, Ordering::Relaxed);
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::db::Engine;
 use crate::db::catalog::TableState;
 use crate::error::{Error, Result};
+use crate::format::log::LogPoint;
 use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
 use crate::keys::TICK_PERIOD;
@@ -70,7 +71,7 @@ impl Task for Keeper {
         if engine.background.stopping() {
             return Step::Done;
         }
-        let signal = engine.background.quit.clone();
+        let signal = engine.background.chores.clone();
         let seen = signal.count();
         if engine.poison.get().is_none() {
             let paused = engine.background.paused.load(Ordering::SeqCst);
@@ -107,6 +108,15 @@ impl Engine {
         self.prepare_segment()?;
         self.log.take_spare(writer);
         Ok(())
+    }
+
+    /// Have the next segment prepared once this one is half full, so that no commit waits for that. The caller is the writer.
+    pub(crate) fn prepare_segment_soon(&self, end: LogPoint) {
+        let half_full = &self.background.half_full;
+        if end.end_bytes > self.options.log_segment_bytes / 2 && half_full.load(Ordering::Relaxed) != end.segment.0 {
+            half_full.store(end.segment.0, Ordering::Relaxed);
+            self.background.chores.raise();
+        }
     }
 
     /// Leave the current log segment for the spare, if there is one, though it has room.
@@ -147,7 +157,7 @@ impl Engine {
             let begins = |table: &&Arc<TableState>| {
                 table.view.load().as_ref().is_some_and(|view| view.active.first_segment() == Some(oldest))
             };
-            dirty.values().filter(begins).cloned().collect()
+            dirty.tables().filter(begins).cloned().collect()
         };
         let _writer = self.writer.lock();
         owners.iter().for_each(|table| self.freeze(table));

@@ -9,7 +9,7 @@
 //! warden     permits to renew, tables to put away; a task of its own because it asks providers (load.rs)
 //! custodian  tables whose key is refused leave memory, and the log if it must go (access.rs, park.rs)
 //! prober     asks whether refused keys are back; it too asks providers (access.rs)
-//! pressure   what memtables cost, and how writers are slowed
+//! pressure   what memtables cost, and when writers are slowed; throttle, by how much
 //! failures   what became of jobs that failed
 //! ```
 //!
@@ -24,6 +24,7 @@ mod flush;
 mod keeper;
 mod pressure;
 mod rotate;
+mod throttle;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -37,8 +38,11 @@ use self::failures::{Failure, JobKind};
 use self::flush::FlushItem;
 pub(super) use self::flush::Flusher;
 pub(super) use self::keeper::{Keeper, Ticker};
+use self::pressure::Dirty;
 use self::rotate::Rotations;
 pub(super) use self::rotate::Rotator;
+pub(in crate::db) use self::throttle::Bucket;
+use self::throttle::{Drain, Stalls};
 use super::Engine;
 use super::access::Custody;
 use super::catalog::{TableState, View};
@@ -51,6 +55,9 @@ use crate::io::{Signal, Step, Tick};
 use crate::sstable::FinishedTable;
 use crate::types::{FileNumber, Slot};
 use crate::version::TableFile;
+
+/// Bytes per second that background work is taken to do until it is measured.
+const RATE_ASSUMED: u64 = 64 << 20;
 
 /// What background tasks and writers tell each other.
 pub(crate) struct Background {
@@ -65,12 +72,18 @@ pub(crate) struct Background {
     writing: AtomicUsize,
     /// Raised when tasks are asked to end.
     pub(in crate::db) quit: Arc<Signal>,
+    /// Raised when the keeper should look before its time, and when tasks are asked to end.
+    chores: Arc<Signal>,
+    /// The log segment for whose successor the keeper was last called.
+    half_full: AtomicU64,
     /// Tables that somebody has or had a permit for since they were last put away.
     pub(in crate::db) in_use: Mutex<BTreeMap<Slot, Arc<TableState>>>,
     /// Bytes of all memtables, frozen ones included.
     memory_bytes: AtomicUsize,
     /// Tables whose active memtable has entries.
-    dirty: Mutex<BTreeMap<Slot, Arc<TableState>>>,
+    dirty: Mutex<Dirty>,
+    /// Bytes of frozen memtables, which will be gone without anything being done about it.
+    frozen_bytes: AtomicUsize,
     /// Frozen memtables, oldest first.
     flushes: Mutex<VecDeque<FlushItem>>,
     /// How often memtables were taken off that queue unflushed.
@@ -85,10 +98,16 @@ pub(crate) struct Background {
     segments: Mutex<BTreeMap<FileNumber, usize>>,
     /// Why the last job of a kind failed for a table, until one succeeds.
     failures: Mutex<BTreeMap<(JobKind, Slot), Failure>>,
-    /// Bytes per second that flushes have been writing lately.
-    drain_rate: AtomicU64,
-    /// Nanoseconds that writers owe for being let in while work was behind.
-    debt_ns: AtomicU64,
+    /// What writers pay with while memtables are over the budget.
+    bucket: Bucket,
+    /// How fast memtables are flushed.
+    flushing: Drain,
+    /// How fast level-0 files are merged away, in bytes of the memtables that they were.
+    merging: Drain,
+    /// Bytes of memtables per file that was flushed last.
+    flushed_file_bytes: AtomicU64,
+    /// How often and how long writers were held up.
+    pub(in crate::db) stalls: Stalls,
     /// Tables whose key is refused.
     pub(in crate::db) custody: Custody,
 }
@@ -102,9 +121,12 @@ impl Background {
             paused: AtomicBool::new(false),
             writing: AtomicUsize::new(0),
             quit: Arc::new(Signal::new()),
+            chores: Arc::new(Signal::new()),
+            half_full: AtomicU64::new(0),
             in_use: Mutex::default(),
             memory_bytes: AtomicUsize::new(0),
             dirty: Mutex::default(),
+            frozen_bytes: AtomicUsize::new(0),
             flushes: Mutex::default(),
             withdrawals: AtomicU64::new(0),
             compactions: Mutex::default(),
@@ -113,8 +135,11 @@ impl Background {
             changing_system: AtomicBool::new(false),
             segments: Mutex::default(),
             failures: Mutex::default(),
-            drain_rate: AtomicU64::new(64 << 20),
-            debt_ns: AtomicU64::new(0),
+            bucket: Bucket::default(),
+            flushing: Drain::new(RATE_ASSUMED),
+            merging: Drain::new(RATE_ASSUMED),
+            flushed_file_bytes: AtomicU64::new(0),
+            stalls: Stalls::default(),
             custody: Custody::default(),
         }
     }
@@ -129,6 +154,7 @@ impl Background {
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.quit.raise();
+        self.chores.raise();
         self.custody.wake();
         self.wake();
     }
@@ -173,7 +199,7 @@ impl Background {
 
     /// A table has no active memtable any more.
     pub(in crate::db) fn forget_dirty(&self, table: &TableState) {
-        self.dirty.lock().remove(&table.slot);
+        self.dirty.lock().remove(table.slot);
     }
 
     /// The oldest segment that anybody other than `flushed` needs.

@@ -3,43 +3,94 @@
 //! ```text
 //! bytes of all memtables   0 ───────────── budget ──────────── 1.5 budget ───>
 //! level-0 files of a table 0 ───────────── slow ────────────── stop ─────────>
-//! a commit                   goes through   owes its share of    waits for room, or for the
-//!                                           flushing time        reason why there is none
+//! a commit                   goes through   pays from a bucket    waits for room, or for the
+//!                                           (throttle.rs)         reason why there is none
 //! ```
+//! Memory is one bucket for all, filled at the rate of flushes; every table with too many level-0 files has a bucket of its own, filled at the
+//! rate at which such files are merged away. Who writes to neither pays nothing, and looks at no clock.
 
-use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use super::JobKind;
+use super::throttle::Fill;
+use super::{Background, JobKind};
 use crate::db::Engine;
 use crate::db::batch::WriteSet;
 use crate::db::catalog::{Memory, Seat, TableState, View};
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::io::Tick;
 use crate::types::{FileNumber, Slot};
 
-/// A delay shorter than this is saved up.
-const DELAY_MIN: Duration = Duration::from_millis(1);
-/// The longest that one commit is delayed while background work is behind but not stuck.
-const DELAY_MAX: Duration = Duration::from_millis(10);
+/// A commit freezes at most so many memtables because of the budget: the next commit goes on with it, and none waits for thousands.
+const FREEZES_PER_COMMIT: usize = 8;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Congestion {
-    None,
-    Behind,
-    Full,
+/// What keeps writers back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Reason {
+    Memory,
+    LevelZero,
+}
+
+/// Tables whose active memtable has entries, the largest at hand.
+#[derive(Default)]
+pub(super) struct Dirty {
+    tables: BTreeMap<Slot, (u32, Arc<TableState>)>,
+    by_size: BTreeSet<(u32, Slot)>,
+}
+
+impl Dirty {
+    /// A table has an active memtable of so many bytes.
+    fn note(&mut self, table: &Arc<TableState>, bytes: usize) {
+        let (class, slot) = (size_class(bytes), table.slot);
+        match self.tables.get_mut(&slot) {
+            Some((known, _)) if *known == class => return,
+            Some((known, _)) => {
+                self.by_size.remove(&(std::mem::replace(known, class), slot));
+            }
+            None => {
+                self.tables.insert(slot, (class, table.clone()));
+            }
+        }
+        self.by_size.insert((class, slot));
+    }
+
+    pub(super) fn remove(&mut self, slot: Slot) {
+        if let Some((class, _)) = self.tables.remove(&slot) {
+            self.by_size.remove(&(class, slot));
+        }
+    }
+
+    /// The largest, but for a quarter.
+    fn largest(&self) -> Option<Arc<TableState>> {
+        let (_, slot) = self.by_size.last()?;
+        self.tables.get(slot).map(|(_, table)| table.clone())
+    }
+
+    pub(super) fn tables(&self) -> impl Iterator<Item = &Arc<TableState>> {
+        self.tables.values().map(|(_, table)| table)
+    }
+}
+
+/// Four classes between a power of two and the next, so that a memtable changes its class seldom as it grows.
+fn size_class(bytes: usize) -> u32 {
+    let bytes = bytes.max(4);
+    let exponent = bytes.ilog2();
+    exponent * 4 + (bytes >> (exponent - 2)) as u32 % 4
 }
 
 impl Engine {
     /// Account for what a group added to a memtable.
     pub(crate) fn charge(&self, table: &Arc<TableState>, memory: &Memory, segment: FileNumber) {
-        self.background.memory_bytes.fetch_add(memory.uncharged_bytes(), Ordering::Relaxed);
-        if memory.begins_in(segment) {
+        let grown = memory.uncharged_bytes();
+        let begins = memory.begins_in(segment);
+        if begins {
             self.background.hold_segment(segment);
-            self.background.dirty.lock().insert(table.slot, table.clone());
+        }
+        if begins || grown > 0 {
+            self.background.memory_bytes.fetch_add(grown, Ordering::Relaxed);
+            self.background.dirty.lock().note(table, memory.charged_bytes());
         }
     }
 
@@ -48,7 +99,7 @@ impl Engine {
         if let Some(segment) = memory.first_segment() {
             self.background.memory_bytes.fetch_add(memory.uncharged_bytes(), Ordering::Relaxed);
             self.background.hold_segment(segment);
-            self.background.dirty.lock().insert(table.slot, table.clone());
+            self.background.dirty.lock().note(table, memory.charged_bytes());
         }
     }
 
@@ -56,10 +107,13 @@ impl Engine {
     pub(in crate::db) fn discharge(&self, table: &TableState, memory: &Memory) {
         if let Some(segment) = memory.first_segment() {
             self.background.memory_bytes.fetch_sub(memory.charged_bytes(), Ordering::Relaxed);
+            if memory.is_frozen() {
+                self.background.frozen_bytes.fetch_sub(memory.charged_bytes(), Ordering::Relaxed);
+            }
             self.background.release_segment(segment);
         }
         if table.is_dropped() {
-            self.background.dirty.lock().remove(&table.slot);
+            self.background.dirty.lock().remove(table.slot);
         }
     }
 
@@ -70,90 +124,104 @@ impl Engine {
         }
     }
 
-    /// Freeze the largest memtables while all together are over the budget. The caller holds the writer's lock.
+    /// Freeze some of the largest memtables if all together are over the budget. The caller holds the writer's lock.
     pub(crate) fn relieve_budget(&self) {
-        if self.background.memory_bytes.load(Ordering::Relaxed) < self.options.write_budget_bytes {
-            return;
-        }
-        // What is frozen already will be gone without this.
-        let frozen: usize = self.background.flushes.lock().iter().map(|item| item.memory.table.bytes()).sum();
-        let mut active = self.background.memory_bytes.load(Ordering::Relaxed).saturating_sub(frozen);
-        if active <= self.options.write_budget_bytes / 2 {
-            return;
-        }
-        let bytes = |table: &TableState| table.view.load().as_ref().map_or(0, |view| view.active.table.bytes());
-        let mut tables: Vec<_> =
-            self.background.dirty.lock().values().map(|table| (bytes(table), table.clone())).collect();
-        tables.sort_by_key(|(bytes, table)| (Reverse(*bytes), table.slot));
-        for (bytes, table) in tables {
-            if active <= self.options.write_budget_bytes / 2 {
+        for _ in 0..FREEZES_PER_COMMIT {
+            if !self.is_short_of_room() || self.active_bytes() <= self.options.write_budget_bytes / 2 {
                 return;
             }
+            // The guard goes before the table is frozen, which takes it off the list.
+            let largest = self.background.dirty.lock().largest();
+            let Some(table) = largest else { return };
             self.freeze(&table);
-            active = active.saturating_sub(bytes);
         }
     }
 
-    /// As [`relieve_budget`](Engine::relieve_budget), for those who do not hold the writer's lock.
+    /// As [`relieve_budget`](Engine::relieve_budget), until it is relieved, for those who do not hold the writer's lock.
     pub(in crate::db) fn relieve_budget_soon(&self) {
-        if self.background.memory_bytes.load(Ordering::Relaxed) >= self.options.write_budget_bytes {
+        while self.is_short_of_room() && self.active_bytes() > self.options.write_budget_bytes / 2 {
             let _writer = self.writer.lock();
             self.relieve_budget();
+            if self.background.dirty.lock().largest().is_none() {
+                return;
+            }
         }
+    }
+
+    /// Bytes of memtables that are not frozen, and so will not be gone by themselves.
+    fn active_bytes(&self) -> usize {
+        let all = self.background.memory_bytes.load(Ordering::Relaxed);
+        all.saturating_sub(self.background.frozen_bytes.load(Ordering::Relaxed))
     }
 
     /// Freeze a table's active memtable, if it has entries. The caller holds the writer's lock, so that nothing is being
     /// inserted.
     pub(crate) fn freeze(&self, table: &Arc<TableState>) {
-        let _structure = table.structure.lock();
-        self.background.dirty.lock().remove(&table.slot);
-        let Some(view) = table.view.load_owned() else { return };
+        let publisher = table.publisher();
+        self.background.dirty.lock().remove(table.slot);
+        let Some(view) = publisher.present() else { return };
         if view.active.table.is_empty() {
             return;
         }
         let mut next = View::clone(&view);
         next.frozen.insert(0, std::mem::replace(&mut next.active, Memory::new()));
-        table.publish(Some(next));
+        publisher.show(Some(next));
         self.enqueue_flush(table, view.active.clone());
     }
 
     /// Wait for room for these writes: not at all while background work keeps up, a little while it is behind, until it is
     /// done when there is no room.
     pub(crate) fn throttle(&self, writes: &dyn WriteSet) -> Result<()> {
-        let congestion = || self.congestion(writes.tables());
-        match congestion() {
-            Congestion::None => Ok(()),
-            Congestion::Behind => {
-                // Writers owe the time that flushing their bytes takes, and pay once the debt is worth a wait.
-                let rate = self.background.drain_rate.load(Ordering::Relaxed).max(1 << 20);
-                let owed_ns = (writes.bytes() as u64).saturating_mul(1_000_000_000) / rate;
-                let debt_ns = self.background.debt_ns.fetch_add(owed_ns, Ordering::Relaxed).saturating_add(owed_ns);
-                if debt_ns < DELAY_MIN.as_nanos() as u64 {
-                    return Ok(());
-                }
-                self.background.debt_ns.store(0, Ordering::Relaxed);
-                let until = self.env.clock.tick().after(Duration::from_nanos(debt_ns).min(DELAY_MAX));
-                self.wait_for_progress(Some(until), &mut || congestion() != Congestion::Behind);
-                self.check_writable()
-            }
-            Congestion::Full => {
-                // Background work may be quiet, and what is in memory may have come from the log: then nobody is at it yet.
-                self.background.resume();
-                self.relieve_budget_soon();
-                self.events.event(&Event::StallBegan);
-                let began = self.env.clock.tick();
-                let mut failed = None;
-                self.wait_for_progress(None, &mut || {
-                    failed = self.hindrance(writes.tables());
-                    failed.is_some() || congestion() != Congestion::Full
-                });
-                let lasted_ms = self.env.clock.tick().0.saturating_sub(began.0) / 1_000_000;
-                self.events.event(&Event::StallEnded { lasted_ms });
-                match (congestion(), failed) {
-                    (Congestion::Full, Some(error)) => Err(error),
-                    _ => self.check_writable(),
-                }
-            }
+        match self.congestion(writes.tables()) {
+            None => Ok(()),
+            Some((Fill::STOP, reason)) => self.stop(writes.tables(), reason),
+            Some(_) => self.slow(writes),
+        }
+    }
+
+    /// Have a write pay for being let in while work is behind.
+    fn slow(&self, writes: &dyn WriteSet) -> Result<()> {
+        let Background { bucket, flushing, merging, stalls, .. } = &self.background;
+        let (now, bytes) = (self.env.clock.tick(), writes.bytes() as u64);
+        let of_memory = self.memory_fill().and_then(|fill| bucket.take(now, bytes, fill, flushing.rate()));
+        let own_bytes = bytes / (writes.tables().len() as u64).max(1);
+        let own = |seat: &Seat| {
+            let fill = self.level_zero_fill(seat)?;
+            seat.table.pressure.bucket.take(now, own_bytes, fill, merging.rate())
+        };
+        let of_level_zero = writes.tables().iter().filter_map(own).max();
+        let (until, stall) = match (of_memory, of_level_zero) {
+            (None, None) => return Ok(()),
+            (Some(date), other) if other.is_none_or(|other| other <= date) => (date, &stalls.slowed_by_memory),
+            (date, other) => (date.max(other).unwrap_or(now), &stalls.slowed_by_level_zero),
+        };
+        self.wait_for_progress(Some(until), &mut || self.congestion(writes.tables()).is_none());
+        stall.note(now, self.env.clock.tick());
+        self.check_writable()
+    }
+
+    /// Wait until there is room, or for the reason why there will be none.
+    fn stop(&self, tables: &[Seat], reason: Reason) -> Result<()> {
+        let is_stopped = || self.congestion(tables).is_some_and(|(fill, _)| fill == Fill::STOP);
+        // Background work may be quiet, and what is in memory may have come from the log: then nobody is at it yet.
+        self.background.resume();
+        self.relieve_budget_soon();
+        self.events.event(&Event::StallBegan);
+        let began = self.env.clock.tick();
+        let mut failed = None;
+        self.wait_for_progress(None, &mut || {
+            failed = self.hindrance(tables);
+            failed.is_some() || !is_stopped()
+        });
+        let ended = self.env.clock.tick();
+        match reason {
+            Reason::Memory => self.background.stalls.stopped_by_memory.note(began, ended),
+            Reason::LevelZero => self.background.stalls.stopped_by_level_zero.note(began, ended),
+        }
+        self.events.event(&Event::StallEnded { lasted_ms: ended.0.saturating_sub(began.0) / 1_000_000 });
+        match failed {
+            Some(error) if is_stopped() => Err(error),
+            _ => self.check_writable(),
         }
     }
 
@@ -176,16 +244,35 @@ impl Engine {
         self.background.memory_bytes.load(Ordering::Relaxed) >= self.options.write_budget_bytes
     }
 
-    fn congestion(&self, tables: &[Seat]) -> Congestion {
+    /// What keeps these tables' writers back most, if anything does.
+    fn congestion(&self, tables: &[Seat]) -> Option<(Fill, Reason)> {
+        let memory = self.memory_fill().map(|fill| (fill, Reason::Memory));
+        let level_zero = tables.iter().filter_map(|seat| self.level_zero_fill(seat)).max();
+        memory.max(level_zero.map(|fill| (fill, Reason::LevelZero)))
+    }
+
+    fn memory_fill(&self) -> Option<Fill> {
         let bytes = self.background.memory_bytes.load(Ordering::Relaxed);
-        let files = tables.iter().map(|seat| seat.table.pressure.level_zero_files()).max().unwrap_or(0);
-        let (budget, options) = (self.options.write_budget_bytes, &self.options);
-        if bytes >= budget + budget / 2 || files >= options.level_zero_stop_files {
-            Congestion::Full
-        } else if bytes >= budget || files >= options.level_zero_slow_files {
-            Congestion::Behind
-        } else {
-            Congestion::None
+        let budget = self.options.write_budget_bytes;
+        Fill::of(bytes as u64, budget as u64, (budget + budget / 2) as u64)
+    }
+
+    fn level_zero_fill(&self, seat: &Seat) -> Option<Fill> {
+        let (slow, stop) = (self.options.level_zero_slow_files, self.options.level_zero_stop_files);
+        Fill::of(seat.table.pressure.level_zero_files() as u64, slow as u64, stop as u64)
+    }
+
+    /// Memtables of so many bytes were flushed, each into about one file.
+    pub(super) fn note_flushed(&self, bytes: usize, memtables: usize, began: Tick) {
+        self.background.flushing.note(bytes as u64, began, self.env.clock.tick());
+        if let Some(each) = (bytes as u64).checked_div(memtables as u64) {
+            self.background.flushed_file_bytes.store(each, Ordering::Relaxed);
         }
+    }
+
+    /// So many level-0 files were merged away.
+    pub(super) fn note_merged(&self, level_zero_files: usize, began: Tick) {
+        let each = self.background.flushed_file_bytes.load(Ordering::Relaxed);
+        self.background.merging.note(each.saturating_mul(level_zero_files as u64), began, self.env.clock.tick());
     }
 }

@@ -473,14 +473,15 @@ impl Engine {
             return Ok(false);
         }
         self.manifest.append(vec![edit]).map_err(|error| self.poison(error))?;
-        let view = table.view.load_owned();
+        let publisher = table.publisher();
+        let view = publisher.present();
         let keys = view.as_ref().map(|view| view.keys.clone()).or_else(|| table.lease.material());
         let left =
             keys.and_then(|keys| KeySet::new(keys.iter().filter(|key| key.generation() >= newest).cloned().collect()));
         if let Some(keys) = left.map(Arc::new) {
             table.lease.replace(&keys);
             if let Some(view) = view {
-                table.publish(Some(View { keys, ..View::clone(&view) }));
+                publisher.show(Some(View { keys, ..View::clone(&view) }));
             }
         }
         Ok(true)

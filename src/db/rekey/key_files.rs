@@ -238,7 +238,7 @@ impl Engine {
         if let Some(keys) = keys {
             table.lease.replace(&keys);
             if let Some(view) = view {
-                table.publish(Some(View { keys, ..View::clone(&view) }));
+                table.publisher().show(Some(View { keys, ..View::clone(&view) }));
             }
         }
         // A sealer that is kept is the old generation's.
