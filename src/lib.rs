@@ -52,6 +52,7 @@ pub mod event;
 pub mod inspect;
 pub mod io;
 pub mod keys;
+pub mod metrics;
 pub mod options;
 pub mod types;
 
@@ -76,6 +77,7 @@ pub use db::{
 pub use error::{Error, ErrorKind, Result};
 pub use io::os::KeyMemory;
 pub use keys::{KeyProvider, LocalKms, Principal, Unlock};
+pub use metrics::Metrics;
 pub use options::{Cipher, Compression, Durability, MasterKey, StoreOptions, TableOptions, TrailOptions};
 pub use value::Value;
 

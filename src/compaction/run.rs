@@ -27,7 +27,7 @@ use crate::io::directory::Directory;
 use crate::memtable::Memtable;
 use crate::merge::{MergeCursor, Source};
 use crate::sstable::{FinishedTable, ReadMode, TableSettings, TableWriter};
-use crate::types::{FileNumber, LEVELS, Trailer};
+use crate::types::{FileKind, FileNumber, LEVELS, Trailer};
 use crate::version::{LevelCursor, OpenTable, TableFile, Version};
 
 /// Bytes of keys and values after which a step ends.
@@ -338,7 +338,11 @@ impl Output {
 
     fn end_file(&mut self) -> Result<()> {
         if let Some(writer) = self.writer.take() {
-            self.finished.push(writer.finish()?);
+            let finished = writer.finish()?;
+            // The footer is the last frame, the bounds lie before it.
+            let (frames, bytes) = (finished.record.bounds_ordinal + 2, finished.record.extent.len_bytes);
+            self.context.directory.meters().sealed(FileKind::Table, frames, bytes);
+            self.finished.push(finished);
         }
         Ok(())
     }

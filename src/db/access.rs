@@ -174,6 +174,11 @@ impl Custody {
         self.refused.lock().values().cloned().collect()
     }
 
+    /// How many there are.
+    pub(super) fn refused_count(&self) -> usize {
+        self.refused.lock().len()
+    }
+
     /// Let go of a table that is dropped.
     pub(super) fn forget(&self, slot: Slot) {
         self.changed.lock().remove(&slot);

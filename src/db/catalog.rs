@@ -72,6 +72,11 @@ impl Catalog {
         self.tables.read().by_name.contains_key(name)
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.tables.read().by_name.len()
+    }
+
     /// All names in byte order.
     pub(crate) fn names(&self) -> Vec<String> {
         self.tables.read().by_name.keys().map(|name| name.to_string()).collect()

@@ -25,8 +25,9 @@ use super::batch::{Write, WriteSet, Writes};
 use super::catalog::{Seat, TableState, View};
 use crate::error::{Error, Result};
 use crate::format::log::{ENVELOPE_SECTIONS_MAX, LogPoint};
+use crate::metrics::Count;
 use crate::options::Durability;
-use crate::types::{Seq, Trailer};
+use crate::types::{Kind, Seq, Trailer};
 use crate::wal::{self, LogWriter};
 
 /// A leader takes followers until the group has this many bytes of keys and values.
@@ -59,6 +60,16 @@ enum Outcome {
 impl Engine {
     /// Commit `writes` and return once they are as durable as asked.
     pub(crate) fn commit(&self, writes: &dyn WriteSet, durability: Durability) -> Result<()> {
+        if !self.meters.begin(Count::CommitCalls) {
+            return self.commit_at_all(writes, durability);
+        }
+        let began = self.env.clock.tick();
+        let outcome = self.commit_at_all(writes, durability);
+        self.meters.commit_ns.record(self.env.clock.tick().since(began));
+        outcome
+    }
+
+    fn commit_at_all(&self, writes: &dyn WriteSet, durability: Durability) -> Result<()> {
         if writes.len() == 0 {
             return match durability {
                 Durability::Buffered => Ok(()),
@@ -96,7 +107,7 @@ impl Engine {
         if self.log.is_synced(point) {
             return Ok(());
         }
-        self.log.sync(point).map_err(|error| self.poison(error))?;
+        self.sync_log(point)?;
         // What is durable now is attested by the next envelope, or by a mark if none comes by itself.
         let mut writer = self.writer.lock();
         match self.check_writable() {
@@ -106,6 +117,17 @@ impl Engine {
         }
         let next = self.visible.load().advanced(1).ok_or_else(sequence_exhausted)?;
         self.log.mark(&mut writer, self.manifest.epoch(), next).map_err(|error| self.poison(error))
+    }
+
+    /// Make the log durable up to a point. A failure poisons the store.
+    pub(super) fn sync_log(&self, point: LogPoint) -> Result<()> {
+        if self.log.is_synced(point) {
+            return Ok(());
+        }
+        let began = self.env.clock.tick();
+        let outcome = self.log.sync(point).map_err(|error| self.poison(error));
+        self.meters.sync_ns.record(self.env.clock.tick().since(began));
+        outcome
     }
 
     /// Lead a group or have a leader commit these writes.
@@ -188,6 +210,9 @@ impl Engine {
             true => Ok(LogPoint::default()),
             false => self.write_group(writer, &mut sections),
         };
+        if written.is_ok() {
+            self.count_group(&sections, outcomes.iter().filter(|refused| refused.is_none()).count() as u64);
+        }
         outcomes
             .into_iter()
             .map(|refused| match (refused, &written) {
@@ -221,6 +246,28 @@ impl Engine {
         }
         self.relieve_budget();
         Ok(point)
+    }
+
+    /// Count what a group wrote. The caller holds the writer's lock.
+    fn count_group(&self, sections: &[Section<'_>], commits: u64) {
+        let (mut puts, mut deletes, mut bytes) = (0, 0, 0);
+        for write in sections.iter().flat_map(|section| &section.writes) {
+            match write.kind {
+                Kind::Delete => deletes += 1,
+                _ => puts += 1,
+            }
+            bytes += (write.key.len() + write.value.len()) as u64;
+        }
+        self.meters.tally(|tally| {
+            tally.add(Count::Commits, commits);
+            tally.add(Count::Groups, u64::from(commits > 0));
+            tally.add(Count::Puts, puts);
+            tally.add(Count::Deletes, deletes);
+            tally.add(Count::UserBytes, bytes);
+        });
+        if commits > 0 {
+            self.meters.group_commits.record_alone(commits);
+        }
     }
 
     fn insert(&self, section: &Section<'_>, point: LogPoint) -> Result<()> {

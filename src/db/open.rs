@@ -108,6 +108,7 @@ impl Opening {
             Some(self.events.clone()),
         )
         .serving_stale(self.builder.options.serve_stale)
+        .counting(self.dir.meters().clone())
     }
 
     fn path(&self) -> String {
@@ -480,6 +481,8 @@ impl Opening {
             store: state.store.store,
             tick: TickCell::new(keys.advance()),
             readers: Arc::new(Readers::new(self.dir.clone(), options.cache_bytes, options.open_tables_max)),
+            meters: self.dir.meters().clone(),
+            opened: env.clock.tick(),
             dir: self.dir.clone(),
             env,
             options,

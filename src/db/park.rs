@@ -98,7 +98,7 @@ impl Engine {
     ) -> Result<bool> {
         // What is parked is durable. So must be everything that was committed before it, or a power cut could keep this table's part of
         // a commit and lose another's.
-        self.log.sync(self.log.end()).map_err(|error| self.poison(error))?;
+        self.sync_log(self.log.end())?;
         self.dir.sync_dir("parked")?;
         let owners: BTreeMap<Slot, &Arc<TableState>> = owners.iter().map(|own| (own.table.slot, &own.table)).collect();
         let structures: Vec<_> = owners.values().map(|table| table.structure.lock()).collect();

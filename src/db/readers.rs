@@ -35,7 +35,8 @@ struct State {
 
 impl Readers {
     pub(crate) fn new(dir: Arc<Directory>, cache_bytes: usize, open_max: usize) -> Readers {
-        Readers { dir, cache: Arc::new(BlockCache::new(cache_bytes)), open_max, state: Mutex::default() }
+        let cache = BlockCache::new(cache_bytes).counting(dir.meters().clone());
+        Readers { dir, cache: Arc::new(cache), open_max, state: Mutex::default() }
     }
 
     /// The file that the manifest describes so, with its bounds opened.
@@ -104,6 +105,17 @@ impl Readers {
     /// A file of a table that no view to come will name: it is removed once no view that is left does.
     pub(crate) fn retire(&self, slot: Slot, file: Arc<TableFile>) {
         self.state.lock().obsolete.push((slot, file));
+    }
+
+    /// How many files are open, and how many were retired and are still there.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.open.len() as u64, state.obsolete.len() as u64)
+    }
+
+    /// Opened blocks.
+    pub(crate) fn cache(&self) -> &BlockCache {
+        &self.cache
     }
 
     /// Generation and length of each retired file of a table that somebody still looks at, or that has not been removed yet.

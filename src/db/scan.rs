@@ -9,6 +9,7 @@ use super::session::Handle;
 use super::snapshot::Pin;
 use crate::error::{Error, Result};
 use crate::merge::{KeyRange, MergeCursor, Source, VisibleCursor};
+use crate::metrics::Count;
 use crate::sstable::ReadMode;
 use crate::types::{Kind, LEVELS, Seq, Trailer, UserKey};
 use crate::value::Value;
@@ -58,6 +59,7 @@ pub type EntryRef<'a> = (&'a [u8], &'a [u8]);
 
 impl Cursor {
     pub(crate) fn new(engine: Arc<Handle>, seat: Seat, view: &Arc<View>, pin: Pin, range: KeyRange) -> Result<Cursor> {
+        engine.meters.count(Count::Cursors, 1);
         let inner = VisibleCursor::new(sources(&engine, &seat.table, view), pin.seq(), range);
         Ok(Cursor { engine, seat, inner, place: Place::BeforeFirst, value: None, _pin: pin })
     }
@@ -353,20 +355,34 @@ fn sources(engine: &Engine, table: &Arc<TableState>, view: &View) -> MergeCursor
 
 /// The value of `key` that a reader at `seq` sees in `view`.
 pub(crate) fn lookup(engine: &Engine, table: &TableState, view: &View, key: &[u8], seq: Seq) -> Result<Option<Value>> {
+    if !engine.meters.begin(Count::Gets) {
+        return find(engine, table, view, key, seq);
+    }
+    let began = engine.env.clock.tick();
+    let found = find(engine, table, view, key, seq);
+    engine.meters.get_ns.record(engine.env.clock.tick().since(began));
+    found
+}
+
+#[inline]
+fn find(engine: &Engine, table: &TableState, view: &View, key: &[u8], seq: Seq) -> Result<Option<Value>> {
     let shown = |(trailer, value): (Trailer, Value)| (trailer.kind() != Kind::Delete).then_some(value);
     // Memtables, then level 0, then the levels below are each newer than what follows, so the first hit is the newest.
     for memory in std::iter::once(&view.active).chain(&view.frozen) {
         if let Some(found) = memory.table.get(key, seq) {
+            engine.meters.count(Count::GetMemtable, 1);
             return Ok(shown(found));
         }
     }
     let hash = crate::format::table::hash(table.settings.filter_seed, key);
-    for file in view.version.candidates(key) {
+    for (level, file) in view.version.candidates(key) {
         let found =
             engine.readers.with_reader(file, &table.settings, &view.keys, |reader| reader.get(key, hash, seq))?;
         if let Some(found) = found {
+            engine.meters.tally(|tally| tally.answered_at(level));
             return Ok(shown(found));
         }
     }
+    engine.meters.count(Count::GetAbsent, 1);
     Ok(None)
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::Engine;
 use super::batch::check_key;
 use super::catalog::View;
 use super::scan::{Cursor, Range, key_range, lookup, prefix_range};
@@ -17,6 +18,7 @@ use super::session::{AccessKeys, Action, Handle};
 use super::table::Table;
 use crate::compaction::Readers;
 use crate::error::Result;
+use crate::io::Tick;
 use crate::merge::KeyRange;
 use crate::sync::VisibleSeq;
 use crate::types::Seq;
@@ -25,22 +27,43 @@ use crate::value::Value;
 /// The moments that somebody may still look at.
 #[derive(Default)]
 pub(crate) struct Moments {
-    held: Mutex<BTreeMap<Seq, usize>>,
+    held: Mutex<BTreeMap<Seq, Held>>,
+}
+
+/// A moment that somebody may still look at.
+struct Held {
+    pins: usize,
+    /// When it was first registered.
+    since: Tick,
 }
 
 impl Moments {
-    /// Register the present moment.
-    pub(crate) fn pin(self: &Arc<Moments>, visible: &VisibleSeq) -> Pin {
+    /// Register the present moment. `now` may be a little behind.
+    fn pin(self: &Arc<Moments>, visible: &VisibleSeq, now: Tick) -> Pin {
         let mut held = self.held.lock();
         let seq = visible.load();
-        *held.entry(seq).or_default() += 1;
+        held.entry(seq).or_insert_with(|| Held { pins: 0, since: now }).pins += 1;
         Pin { moments: self.clone(), seq }
+    }
+
+    /// How many moments are registered, and the oldest with the time since when it is.
+    pub(crate) fn oldest(&self) -> (usize, Option<(Seq, Tick)>) {
+        let held = self.held.lock();
+        (held.len(), held.first_key_value().map(|(&seq, oldest)| (seq, oldest.since)))
     }
 
     /// Who reads, now or later: every registered moment and the present one.
     pub(crate) fn readers(&self, visible: &VisibleSeq) -> Readers {
         let held = self.held.lock();
         Readers::new(held.keys().copied().collect(), visible.load())
+    }
+}
+
+impl Engine {
+    /// Register the present moment, without a call to a clock.
+    pub(crate) fn pin_moment(&self) -> Pin {
+        // In a forked child, or while the store is inaccessible, no time passes.
+        self.moments.pin(&self.visible, self.tick.load().unwrap_or(Tick(u64::MAX)))
     }
 }
 
@@ -59,7 +82,9 @@ impl Pin {
 
 impl Clone for Pin {
     fn clone(&self) -> Pin {
-        *self.moments.held.lock().entry(self.seq).or_default() += 1;
+        if let Some(held) = self.moments.held.lock().get_mut(&self.seq) {
+            held.pins += 1;
+        }
         Pin { moments: self.moments.clone(), seq: self.seq }
     }
 }
@@ -67,9 +92,9 @@ impl Clone for Pin {
 impl Drop for Pin {
     fn drop(&mut self) {
         let mut held = self.moments.held.lock();
-        if let Some(count) = held.get_mut(&self.seq) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(moment) = held.get_mut(&self.seq) {
+            moment.pins -= 1;
+            if moment.pins == 0 {
                 held.remove(&self.seq);
             }
         }
@@ -98,7 +123,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub(crate) fn new(engine: Arc<Handle>) -> Snapshot {
-        let pin = engine.moments.pin(&engine.visible);
+        let pin = engine.pin_moment();
         Snapshot { engine, pin }
     }
 

@@ -156,14 +156,14 @@ impl Table {
     /// As for [`get`](Table::get).
     pub fn cursor(&self) -> Result<Cursor> {
         // The moment first: what compaction drops from now on, it cannot see.
-        let pin = self.engine.moments.pin(&self.engine.visible);
+        let pin = self.engine.pin_moment();
         self.engine.authorise_range(&self.seat.table, &KeyRange::default())?;
         let view = self.engine.admit(&self.seat)?;
         Cursor::new(self.engine.clone(), self.seat.clone(), &view, pin, KeyRange::default())
     }
 
     fn walk(&self, range: KeyRange) -> Range {
-        let pin = self.engine.moments.pin(&self.engine.visible);
+        let pin = self.engine.pin_moment();
         let allowed = self.engine.authorise_range(&self.seat.table, &range);
         let view = allowed.and_then(|()| self.engine.admit(&self.seat));
         Range::new(self.engine.clone(), self.seat.clone(), view, pin, range)

@@ -22,7 +22,7 @@ use crate::format::keyfile::{KeyFile, KeyState};
 use crate::format::manifest::{Edit, KeyPin, TableRecord};
 use crate::keys::{Master, NewKey, Principal, TableLease};
 use crate::options::{MasterKey, TableOptions};
-use crate::types::{Generation, Slot, TABLE_NAME_BYTES_MAX, TableId};
+use crate::types::{FileKind, Generation, Slot, TABLE_NAME_BYTES_MAX, TableId};
 
 /// A table that is about to exist.
 struct Draft {
@@ -164,6 +164,7 @@ impl Engine {
             let name = FileName::KeyFile(draft.record.id);
             self.dir.ensure_dir(&name.directory())?;
             let (bytes, tag) = draft.key_file.seal(&*self.system.sealing()?, self.system_suite, &*self.env.entropy)?;
+            self.meters.sealed(FileKind::KeyFile, 1, bytes.len() as u64);
             draft.record.key.tag = tag;
             self.dir.replace(&name.path(), &name.temporary_path(), &bytes)?;
             directories.insert(name.directory());

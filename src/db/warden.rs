@@ -83,6 +83,11 @@ impl Agenda {
         dates.by_time.insert(place, date);
     }
 
+    /// How many dates there are: about one for each permit.
+    pub(super) fn len(&self) -> usize {
+        self.dates.lock().by_time.len()
+    }
+
     fn next_due(&self, now: Tick) -> Option<Date> {
         let mut dates = self.dates.lock();
         let first = dates.by_time.first_entry()?;

@@ -33,9 +33,12 @@
 //! once; what comes after is arithmetic, and an index past the end reads as an empty entry, never as a panic. That the
 //! *order* is right is for the sorted table's `verify`: a block that is not in order is authentic nonsense, harmless to memory.
 
+use std::sync::Arc;
+
 use crate::crypto::{Authentic, Wiped};
 use crate::error::Result;
 use crate::format::codec::Where;
+use crate::metrics::Meters;
 use crate::types::{KEY_BYTES_MAX, Kind, Seq, Trailer};
 use crate::value::Backing;
 use zeroize::Zeroize;
@@ -60,6 +63,19 @@ pub(crate) struct Block {
     layout: Layout,
     /// The first eight bytes of every suffix, for blocks that are searched so often that it pays: the index.
     heads: Box<[u64]>,
+    _counted: Option<Counted>,
+}
+
+/// Bytes that are counted as in memory for as long as their block is.
+struct Counted {
+    meters: Arc<Meters>,
+    bytes: usize,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.meters.release_block(self.bytes);
+    }
 }
 
 impl Block {
@@ -70,7 +86,15 @@ impl Block {
     /// sealed nonsense.
     pub(crate) fn parse(bytes: Authentic<Wiped>, at: &Where<'_>) -> Result<Block> {
         let layout = Layout::parse(&bytes).map_err(|detail| at.tampered(detail))?;
-        Ok(Block { bytes, layout, heads: Box::default() })
+        Ok(Block { bytes, layout, heads: Box::default(), _counted: None })
+    }
+
+    /// The same block, whose memory is counted for as long as somebody has it.
+    pub(crate) fn counted(mut self, meters: &Arc<Meters>) -> Block {
+        let bytes = self.memory_bytes();
+        meters.hold_block(bytes);
+        self._counted = Some(Counted { meters: meters.clone(), bytes });
+        self
     }
 
     /// The same block, with eight bytes of each key copied out, so that a search reads one dense array.

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::{DirEntry, File, Metadata, Vfs};
 use crate::error::{Error, Result};
+use crate::metrics::Meters;
 
 /// Bytes that are overwritten at a time when a file is erased.
 const ERASE_BYTES: usize = 64 << 10;
@@ -23,17 +24,24 @@ pub(crate) struct Directory {
     root: PathBuf,
     /// Subdirectories that are known to exist durably.
     known: Mutex<HashSet<String>>,
+    /// What is counted of all that is done with the files in it.
+    meters: Arc<Meters>,
 }
 
 impl Directory {
     /// The directory `root` of `vfs`.
     pub(crate) fn new(vfs: Arc<dyn Vfs>, root: PathBuf) -> Directory {
-        Directory { vfs, root, known: Mutex::default() }
+        Directory { vfs, root, known: Mutex::default(), meters: Arc::new(Meters::new()) }
     }
 
     /// The files that it lies in.
     pub(crate) fn vfs(&self) -> &dyn Vfs {
         &*self.vfs
+    }
+
+    /// Where what is done with its files is counted.
+    pub(crate) fn meters(&self) -> &Arc<Meters> {
+        &self.meters
     }
 
     /// Where it is.

@@ -185,6 +185,11 @@ impl Tick {
     pub fn after(self, duration: std::time::Duration) -> Tick {
         Tick(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
     }
+
+    /// Nanoseconds from `earlier` to this moment; 0 if it is later.
+    pub(crate) fn since(self, earlier: Tick) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
 }
 
 /// Two clocks: one that only goes forward and counts suspend, one that people read.

@@ -66,6 +66,7 @@ use crate::event::{Event, EventSink};
 use crate::format::keyfile::{KeyFile, MasterKind, WRAPPED_BYTES_MAX, Wrap};
 use crate::format::manifest::GrantRecord;
 use crate::io::{Clock, Environment, Scheduler, Tick, Vfs};
+use crate::metrics::Meters;
 use crate::options::MasterKey;
 use crate::types::{Generation, StoreId, TableId};
 
@@ -95,6 +96,7 @@ pub(crate) struct KeyBroker {
     stale: Duration,
     /// Tokens of the service's grants, by the ARN of the key.
     grant_tokens: RwLock<BTreeMap<String, String>>,
+    meters: Arc<Meters>,
     events: Option<Arc<dyn EventSink>>,
     /// Where requests are recorded; empty if they are not, and until the system key is there, which is an owned key's and not recorded.
     trail: OnceLock<Trail>,
@@ -137,6 +139,7 @@ impl KeyBroker {
             permit,
             stale: Duration::ZERO,
             grant_tokens: RwLock::default(),
+            meters: Arc::new(Meters::new()),
             events,
             trail: OnceLock::new(),
         }
@@ -145,6 +148,11 @@ impl KeyBroker {
     /// As it is, but permits last this long beyond their end while the provider does not answer.
     pub(crate) fn serving_stale(self, stale: Duration) -> KeyBroker {
         KeyBroker { stale, ..self }
+    }
+
+    /// As it is, but what is asked is counted here.
+    pub(crate) fn counting(self, meters: Arc<Meters>) -> KeyBroker {
+        KeyBroker { meters, ..self }
     }
 
     /// Whether there can be sessions for others than the owner.
@@ -486,7 +494,10 @@ impl KeyBroker {
     /// Ask the provider of this kind of key: the one way on which requests leave the store. They are recorded once the answer is there and
     /// before it is used, unless they are about the owned key. No lock may be held.
     fn ask<C: Call>(&self, kind: MasterKind, call: &C) -> ProviderResult<C::Answer> {
+        let asked = self.clock.tick();
         let answer = guarded(|| call.send(self.provider(kind)));
+        let lasted_ns = self.clock.tick().since(asked);
+        self.meters.provider_asked(C::OPERATION, answer.as_ref(), lasted_ns);
         match self.trail.get() {
             Some(trail) if kind != MasterKind::Owned => trail.provider_asked(call, &answer).and(answer),
             _ => answer,

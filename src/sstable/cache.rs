@@ -15,6 +15,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use crate::format::block::Block;
+use crate::metrics::Meters;
 
 /// What one entry costs beyond its block: key, links, counts.
 const ENTRY_OVERHEAD_BYTES: u64 = 64;
@@ -26,6 +27,7 @@ pub(crate) type BlockId = (u64, u64);
 pub(crate) struct BlockCache {
     blocks: Cache<BlockId, Arc<Block>, ByBytes>,
     next_reader: AtomicU64,
+    meters: Arc<Meters>,
 }
 
 #[derive(Clone)]
@@ -45,7 +47,18 @@ impl BlockCache {
         BlockCache {
             blocks: Cache::with_weighter(blocks_estimated, capacity_bytes as u64, ByBytes),
             next_reader: AtomicU64::new(1),
+            meters: Arc::new(Meters::new()),
         }
+    }
+
+    /// As it is, but what it is asked for, and what its readers open, is counted here.
+    pub(crate) fn counting(self, meters: Arc<Meters>) -> BlockCache {
+        BlockCache { meters, ..self }
+    }
+
+    /// Where that is counted.
+    pub(crate) fn meters(&self) -> &Arc<Meters> {
+        &self.meters
     }
 
     /// A number for a reader, never given out before.
@@ -77,8 +90,17 @@ impl BlockCache {
         self.blocks.remove(&id);
     }
 
-    /// Bytes that the cached blocks hold.
-    #[cfg(any(test, fuzzing))]
+    /// Bytes of the cached blocks themselves.
+    pub(crate) fn block_bytes(&self) -> u64 {
+        self.blocks.weight().saturating_sub(self.blocks.len() as u64 * ENTRY_OVERHEAD_BYTES)
+    }
+
+    /// Bytes that it may hold.
+    pub(crate) fn capacity_bytes(&self) -> u64 {
+        self.blocks.capacity()
+    }
+
+    /// Bytes that the cached blocks hold, with what each costs beyond its block.
     pub(crate) fn used_bytes(&self) -> u64 {
         self.blocks.weight()
     }

@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::format::block::Block;
 use crate::format::frame::FrameKind;
 use crate::format::table::Handle;
+use crate::metrics::Count;
 use crate::sstable::index::IndexPlace;
 use crate::sstable::{TableReader, shown, stored};
 use crate::types::{Kind, Trailer};
@@ -90,12 +91,15 @@ impl TableCursor {
         let id = (self.reader.id, handle.ordinal);
         let is_scan = self.mode == ReadMode::Scan;
         if is_scan && let Some(block) = self.reader.cache.get(id) {
+            self.reader.source.meters.count(Count::CacheHits, 1);
             self.ahead.passed(handle);
             return Ok(block);
         }
         let frame = self.ahead.frame(&self.reader, handle, direction, self.mode)?;
-        let block = Arc::new(self.reader.source.open_block(FrameKind::Data, handle, frame)?);
+        let source = &self.reader.source;
+        let block = Arc::new(source.open_block(FrameKind::Data, handle, frame)?.counted(&source.meters));
         if is_scan {
+            source.meters.count(Count::CacheMisses, 1);
             self.reader.cached.store(true, std::sync::atomic::Ordering::Relaxed);
             self.reader.cache.insert_if_free(id, &block);
         }

@@ -27,6 +27,7 @@ use crate::format::frame::{Expected, FRAME_HEAD_BYTES, FileOpener, FrameHead, Fr
 use crate::format::manifest::FileRecord;
 use crate::format::table::{Filter, FilterKind, Footer, Handle, Properties, RunPointer, Section, decode_bounds};
 use crate::io::File;
+use crate::metrics::{Count, Meters};
 use crate::options::Compression;
 use crate::types::{FRAME_BYTES_MAX, FileKind, Kind, Seq, TableId, Trailer, UserKey};
 use crate::value::{Backing, Value};
@@ -93,6 +94,7 @@ struct Source {
     file: Arc<dyn File>,
     name: Box<str>,
     opener: FileOpener,
+    meters: Arc<Meters>,
     /// Where the table begins in its container.
     base_bytes: u64,
     len_bytes: u64,
@@ -112,7 +114,7 @@ impl TableReader {
         settings: &TableSettings,
         cache: Arc<BlockCache>,
     ) -> Result<Arc<TableReader>> {
-        let source = Source::open(file, name, key, record, settings.table)?;
+        let source = Source::open(file, name, key, record, settings.table, cache.meters())?;
         let footer = source.footer(record)?;
         let properties = source.properties(&footer, record, settings)?;
         let filter = source.filter(&footer, &properties)?;
@@ -136,9 +138,17 @@ impl TableReader {
     /// # Errors
     /// `Tampered`, `BitRot` or `Io` with the place of the frame that could not be read.
     pub(crate) fn get(&self, key: &[u8], hash: u64, seq: Seq) -> Result<Option<(Trailer, Value)>> {
-        if self.filter.as_ref().is_some_and(|filter| !filter.may_hold(hash)) {
+        let Some(filter) = &self.filter else { return self.find(key, seq) };
+        if !filter.may_hold(hash) {
+            self.source.meters.count(Count::FilterUseful, 1);
             return Ok(None);
         }
+        let found = self.find(key, seq)?;
+        self.source.meters.count(if found.is_some() { Count::FilterPassed } else { Count::FilterFalse }, 1);
+        Ok(found)
+    }
+
+    fn find(&self, key: &[u8], seq: Seq) -> Result<Option<(Trailer, Value)>> {
         let target = Trailer::seek(seq);
         let Some(handle) = self.index.find(self, key, target)? else { return Ok(None) };
         let block = self.block(&handle)?;
@@ -183,8 +193,10 @@ impl TableReader {
     fn cached_block(&self, kind: FrameKind, handle: &Handle) -> Result<Arc<Block>> {
         let id = (self.id, handle.ordinal);
         if let Some(block) = self.cache.get(id) {
+            self.source.meters.count(Count::CacheHits, 1);
             return Ok(block);
         }
+        self.source.meters.count(Count::CacheMisses, 1);
         let block = Arc::new(self.load_block(kind, handle)?);
         self.cached.store(true, Ordering::Relaxed);
         self.cache.insert(id, &block);
@@ -193,7 +205,7 @@ impl TableReader {
 
     fn load_block(&self, kind: FrameKind, handle: &Handle) -> Result<Block> {
         let frame = self.source.read_handle(handle, self.section_of(kind))?;
-        self.source.open_block(kind, handle, frame)
+        Ok(self.source.open_block(kind, handle, frame)?.counted(&self.source.meters))
     }
 
     /// Where blocks of this kind lie.
@@ -299,7 +311,14 @@ fn stored(target: Trailer) -> Trailer {
 }
 
 impl Source {
-    fn open(file: Arc<dyn File>, name: &str, key: &TableKey, record: &FileRecord, table: TableId) -> Result<Source> {
+    fn open(
+        file: Arc<dyn File>,
+        name: &str,
+        key: &TableKey,
+        record: &FileRecord,
+        table: TableId,
+        meters: &Arc<Meters>,
+    ) -> Result<Source> {
         let extent = &record.extent;
         let place = Where::new(name, extent.offset_bytes);
         let file_bytes = file.len_bytes().map_err(|source| Error::io("read length of", name, source))?;
@@ -321,7 +340,8 @@ impl Source {
             salt: Some(record.salt),
         };
         let opener = FileOpener::open(&header, key, &expected, &place)?;
-        Ok(Source { file, name: name.into(), opener, base_bytes: extent.offset_bytes, len_bytes: extent.len_bytes })
+        let (meters, base_bytes) = (meters.clone(), extent.offset_bytes);
+        Ok(Source { file, name: name.into(), opener, meters, base_bytes, len_bytes: extent.len_bytes })
     }
 
     /// Where errors say that byte `offset_bytes` of the table is.
@@ -372,6 +392,7 @@ impl Source {
     }
 
     fn open_frame(&self, kind: FrameKind, ordinal: u64, frame: Vec<u8>, offset_bytes: u64) -> Result<Authentic<Wiped>> {
+        self.meters.opened(FileKind::Table, 1, frame.len() as u64);
         self.opener.open_frame(kind, kind == FrameKind::Footer, ordinal, frame, &self.at(offset_bytes))
     }
 

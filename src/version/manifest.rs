@@ -30,6 +30,7 @@ use crate::format::{FileName, Where};
 use crate::io::directory::{Directory, refused};
 use crate::io::{Entropy, File};
 use crate::keys::{KeySet, SystemKeys};
+use crate::metrics::{Count, Meters, Metrics};
 use crate::types::{Epoch, FileKind, FileNumber, Seq, TableId};
 
 /// A manifest is replaced once its edits take more than twice as many bytes as its picture, and at least this many.
@@ -76,6 +77,7 @@ impl Inner {
 /// The file that is being appended to.
 struct LiveFile {
     number: FileNumber,
+    meters: Arc<Meters>,
     file: Arc<dyn File>,
     /// Gone with the store's close.
     sealer: Option<ManifestSealer>,
@@ -115,6 +117,19 @@ impl Manifest {
         Epoch(self.epoch.load(Ordering::Acquire))
     }
 
+    /// What the picture adds up to, for the store's figures.
+    pub(crate) fn look_at(&self, metrics: &mut Metrics) {
+        let inner = self.inner.lock();
+        for (level, total) in inner.state.levels.iter().enumerate() {
+            metrics.store.level_files[level] = total.files;
+            metrics.store.level_bytes[level] = total.bytes;
+        }
+        metrics.log.parked_files = inner.state.parked.len() as u64;
+        metrics.log.parked_bytes = inner.state.parked.values().map(|parked| parked.len_bytes).sum();
+        metrics.manifest.epoch = inner.state.epoch.0;
+        metrics.manifest.bytes = inner.live.len_bytes().unwrap_or(0);
+    }
+
     /// Number of the live file.
     pub(crate) fn number(&self) -> FileNumber {
         self.inner.lock().live.number
@@ -152,10 +167,15 @@ impl Manifest {
         for edit in &edits {
             inner.state.apply(edit.clone(), &place)?;
         }
+        let count = edits.len() as u64;
         let synced_ordinal = inner.live.synced_ordinal;
         inner.live.append_group(&EditGroup { epoch, synced_ordinal: Some(synced_ordinal), edits })?;
         inner.state.epoch = epoch;
         self.epoch.store(epoch.0, Ordering::Release);
+        self.dir.meters().tally(|tally| {
+            tally.add(Count::ManifestAppends, 1);
+            tally.add(Count::ManifestEdits, count);
+        });
         Ok(epoch)
     }
 
@@ -244,7 +264,10 @@ impl LiveFile {
         dir.sync_dir("manifest")?;
         let picture = PictureEnd { bytes: sealer.len_bytes(), ordinal: last_ordinal };
         let last_tag = last_tag(&bytes);
-        Ok(LiveFile { number, file, sealer: Some(sealer), synced_ordinal: last_ordinal, picture, last_tag })
+        let meters = dir.meters().clone();
+        meters.count(Count::ManifestRewrites, 1);
+        meters.sealed(FileKind::Manifest, sealer.frames(), sealer.len_bytes());
+        Ok(LiveFile { number, meters, file, sealer: Some(sealer), synced_ordinal: last_ordinal, picture, last_tag })
     }
 
     fn append_group(&mut self, group: &EditGroup) -> Result<()> {
@@ -262,8 +285,9 @@ impl LiveFile {
     /// Write a group at the end; the ordinal of its last frame.
     fn write(&mut self, group: &EditGroup) -> Result<u64> {
         let sealer = self.sealer.as_mut().ok_or(Error::Closed)?;
-        let (offset, mut bytes) = (sealer.len_bytes(), Vec::new());
+        let (offset, frames_before, mut bytes) = (sealer.len_bytes(), sealer.frames(), Vec::new());
         let last = sealer.append(group, &mut bytes)?;
+        self.meters.sealed(FileKind::Manifest, sealer.frames() - frames_before, bytes.len() as u64);
         self.last_tag = last_tag(&bytes);
         let written = self.file.write_all_at(&bytes, offset);
         written.map_err(|error| refused("write", &FileName::Manifest(self.number).path(), error))?;
@@ -298,6 +322,7 @@ impl LiveFile {
             }),
         };
         let bytes = current.seal(system, suite, entropy)?;
+        self.meters.sealed(FileKind::Current, 1, bytes.len() as u64);
         dir.replace(&FileName::Current.path(), &FileName::Current.temporary_path(), &bytes)?;
         dir.sync_dir("")
     }
@@ -328,7 +353,7 @@ pub(crate) fn read(dir: &Directory, system: &KeySet) -> Result<Found> {
     let name = FileName::Manifest(current.manifest).path();
     let bytes = dir.read(&name, u64::MAX)?;
     let system = system.opening(&bytes, &Where::new(&name, 0))?;
-    Reading { name: &name, bytes: &bytes, system, current: &current }.run()
+    Reading { name: &name, bytes: &bytes, system, current: &current, meters: dir.meters() }.run()
 }
 
 struct Reading<'a> {
@@ -336,6 +361,7 @@ struct Reading<'a> {
     bytes: &'a [u8],
     system: &'a TableKey,
     current: &'a Current,
+    meters: &'a Meters,
 }
 
 impl Reading<'_> {
@@ -372,6 +398,7 @@ impl Reading<'_> {
             offset += frame_len;
             debug_assert_eq!(opener.next_ordinal(), ordinal + 1);
         }
+        self.meters.opened(FileKind::Manifest, opener.next_ordinal(), offset);
         attested = attested.max(self.attested_behind(&opener, offset));
         // The first ordinal that is not there as a whole.
         let missing = opener.next_ordinal();

@@ -228,10 +228,11 @@ impl Version {
     }
 
     /// The files that may hold `key`, in the order in which the first version found is the newest.
-    pub(crate) fn candidates<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a Arc<TableFile>> {
+    pub(crate) fn candidates<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = (usize, &'a Arc<TableFile>)> {
         let head = key_head(key);
-        let zero = self.levels[0].files.iter().filter(move |file| file.overlaps(key, key));
-        zero.chain(self.levels[1..].iter().filter_map(move |level| level.find(head, key)))
+        let zero = self.levels[0].files.iter().filter(move |file| file.overlaps(key, key)).map(|file| (0, file));
+        let below = self.levels.iter().enumerate().skip(1);
+        zero.chain(below.filter_map(move |(number, level)| Some((number, level.find(head, key)?))))
     }
 
     /// The files of a level that may hold a key from `smallest` to `largest`, both included.

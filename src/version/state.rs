@@ -43,6 +43,29 @@ pub(crate) struct State {
     pub system_schedule: Option<Schedule>,
     /// How far the audit trail had come, if there ever was one.
     pub trail: Option<TrailHead>,
+    /// What the sorted tables of all tables add up to, by level.
+    pub levels: [LevelTotal; LEVELS],
+}
+
+/// Sorted tables of one level.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct LevelTotal {
+    /// How many.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl LevelTotal {
+    fn add(&mut self, file: &FileRecord) {
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(file.extent.len_bytes);
+    }
+
+    fn remove(&mut self, file: &FileRecord) {
+        self.files = self.files.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(file.extent.len_bytes);
+    }
 }
 
 /// What was fixed when the store was created, and its present lineage.
@@ -148,6 +171,7 @@ impl State {
             grants: BTreeMap::new(),
             system_schedule: None,
             trail: None,
+            levels: [LevelTotal::default(); LEVELS],
         }
     }
 
@@ -223,7 +247,9 @@ impl State {
             Edit::DropTable { slot } => {
                 let table = self.table(slot, place)?;
                 table.record = Arc::new(TableRecord { dropping: true, ..(*table.record).clone() });
-                table.files.clear();
+                for (level, file) in std::mem::take(&mut table.files).into_values() {
+                    self.levels[usize::from(level)].remove(&file);
+                }
                 self.parked.retain(|_, parked| parked.slot != slot);
             }
             Edit::ForgetTable { slot } => {
@@ -235,12 +261,13 @@ impl State {
                 if usize::from(level) >= LEVELS {
                     return Err(contradiction(place, "a sorted table at a level that does not exist"));
                 }
+                self.levels[usize::from(level)].add(&file);
                 if self.table(slot, place)?.files.insert(file.number, (level, Arc::new(file))).is_some() {
                     return Err(contradiction(place, "a sorted table that exists is added"));
                 }
             }
             Edit::RemoveFile { slot, level, number } => match self.table(slot, place)?.files.remove(&number) {
-                Some((found, _)) if found == level => {}
+                Some((found, file)) if found == level => self.levels[usize::from(level)].remove(&file),
                 _ => return Err(contradiction(place, "a sorted table that does not exist is removed")),
             },
             Edit::Flushed { slot, seq } => {

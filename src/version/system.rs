@@ -16,7 +16,7 @@ use crate::format::manifest::KeyPin;
 use crate::format::{FileName, Where};
 use crate::io::directory::Directory;
 use crate::keys::{KeyBroker, KeySet, Principal};
-use crate::types::{StoreId, TableId};
+use crate::types::{FileKind, StoreId, TableId};
 
 /// `keys/system`, read and not believed yet.
 #[derive(Debug)]
@@ -181,6 +181,7 @@ fn open_key_file(
 ) -> Result<(OpenedKeyFile, Pinned)> {
     let bytes = dir.read(name, KEY_FILE_BYTES_MAX as u64)?;
     let place = Where::new(name, 0);
+    dir.meters().opened(FileKind::KeyFile, 1, bytes.len() as u64);
     let opened = KeyFile::open(&bytes, system.opening_twin(&bytes, &place)?, table, &place)?;
     let pinned = check_pin(pin, &opened, &place)?;
     Ok((opened, pinned))

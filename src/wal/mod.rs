@@ -40,7 +40,8 @@ use crate::format::log::{GroupWriter, LogPoint, SegmentSealer, entry_bytes};
 use crate::io::directory::{Directory, refused};
 use crate::io::{Entropy, LogFile, PlainLogFile};
 use crate::keys::SystemKeys;
-use crate::types::{Epoch, FileNumber, Generation, Kind, Seq, Slot};
+use crate::metrics::{Count, LogFigures};
+use crate::types::{Epoch, FileKind, FileNumber, Generation, Kind, Seq, Slot};
 
 /// A group buffer larger than this is given back after the write.
 const BUFFER_BYTES_KEPT: usize = 4 << 20;
@@ -235,6 +236,7 @@ impl Log {
             end_bytes: spare.end_bytes,
         });
         shared.leave(writer.current.replace(spare));
+        self.dir.meters().count(Count::SegmentsBegun, 1);
         true
     }
 
@@ -250,7 +252,8 @@ impl Log {
         let LogWriter { current, previous, attested, buffer } = writer;
         let segment = current.as_mut().ok_or_else(no_segment)?;
         buffer.clear();
-        let tag = segment.seal_group(epoch, first_seq, *previous, synced, inputs, buffer)?;
+        let (tag, frames) = segment.seal_group(epoch, first_seq, *previous, synced, inputs, buffer)?;
+        self.dir.meters().sealed(FileKind::Log, frames, buffer.len() as u64);
         let written = segment.file.write_at(buffer, segment.end_bytes);
         written.map_err(|error| refused("write", &FileName::Log(segment.number).path(), error))?;
         segment.end_bytes += buffer.len() as u64;
@@ -340,6 +343,15 @@ impl Log {
         Ok(())
     }
 
+    /// How it is now, for the store's figures.
+    pub(crate) fn look_at(&self, figures: &mut LogFigures) {
+        let shared = self.shared.lock();
+        figures.bytes = shared.segments.values().sum();
+        figures.segments = shared.segments.len() as u64;
+        figures.oldest_segment = shared.segments.first_key_value().map_or(0, |(number, _)| number.0);
+        figures.newest_segment = shared.end.segment.0;
+    }
+
     /// Bytes of all live segments.
     pub(crate) fn total_bytes(&self) -> u64 {
         self.shared.lock().segments.values().sum()
@@ -388,6 +400,7 @@ impl Log {
         for number in numbers {
             // One that cannot be removed now is an orphan that the next open removes.
             let _ = self.dir.remove(&FileName::Log(*number).path());
+            self.dir.meters().count(Count::SegmentsRemoved, 1);
             let mut shared = self.shared.lock();
             shared.segments.remove(number);
             shared.sealed.remove(number);
@@ -415,7 +428,9 @@ impl OpenSegment {
         synced: LogPoint,
         inputs: &[SectionInput<'_>],
         out: &mut Vec<u8>,
-    ) -> Result<Tag> {
+    ) -> Result<(Tag, u64)> {
+        // The envelope is one.
+        let mut frames = 1;
         for input in inputs {
             let sealer = || input.key.stream_sealer(input.suite, self.sealer.ordinals());
             let stream = self.sections.entry((input.slot, input.key.generation())).or_default();
@@ -441,9 +456,11 @@ impl OpenSegment {
             }
             let section = section.finish();
             stream.bytes.set(stream.bytes.get() + section.len_bytes);
+            frames += u64::from(section.frames);
             group.add(section);
         }
-        group.finish(self.sealer.system(), epoch, first_seq, previous, synced)
+        let tag = group.finish(self.sealer.system(), epoch, first_seq, previous, synced)?;
+        Ok((tag, frames))
     }
 }
 

@@ -278,6 +278,7 @@ impl Segment {
         if head.kind != FrameKind::Envelope {
             return Err(at.tampered("there is no envelope where a group begins"));
         }
+        self.window.meters.opened(FileKind::Log, 1, frame.len() as u64);
         let (envelope, tag) = self.opener.open_envelope(frame, &at)?;
         Ok((envelope.into_inner(), head, tag))
     }
@@ -339,6 +340,7 @@ pub(super) fn section_entries(
         let (head, frame) = window.frame(offset, u64::MAX)?;
         let frame = frame.to_vec();
         let at = window.at(offset);
+        window.meters.opened(FileKind::Log, 1, frame.len() as u64);
         reader.feed(frame, &at)?;
         while let Some(entry) = reader.next_entry(&at)? {
             if entry.seq > after {

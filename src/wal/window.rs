@@ -9,6 +9,7 @@ use crate::format::frame::{FrameKind, HEADER_BYTES, JOURNAL_HEAD_BYTES, JournalH
 use crate::format::log::Section;
 use crate::io::File;
 use crate::io::directory::{Directory, refused};
+use crate::metrics::Meters;
 use crate::types::FRAME_BYTES_MAX;
 
 /// Bytes of a file that are in memory at a time.
@@ -18,6 +19,8 @@ const WINDOW_BYTES: usize = 2 * FRAME_BYTES_MAX;
 pub(super) struct Window {
     pub(super) name: String,
     pub(super) len_bytes: u64,
+    /// Frames that are read through it are opened by others, and counted here.
+    pub(super) meters: Arc<Meters>,
     file: Arc<dyn File>,
     start: u64,
     bytes: Vec<u8>,
@@ -27,7 +30,7 @@ impl Window {
     pub(super) fn open(dir: &Directory, name: String) -> Result<Window> {
         let file = dir.open(&name)?;
         let len_bytes = file.len_bytes().map_err(|error| refused("measure", &name, error))?;
-        Ok(Window { name, len_bytes, file, start: 0, bytes: Vec::new() })
+        Ok(Window { name, len_bytes, meters: dir.meters().clone(), file, start: 0, bytes: Vec::new() })
     }
 
     /// The bytes of the file's header.

@@ -245,7 +245,7 @@ proptest! {
                 }
             }
             for (key, expected) in &newest {
-                let found = version.candidates(std::slice::from_ref(key)).find_map(|file| {
+                let found = version.candidates(std::slice::from_ref(key)).find_map(|(_, file)| {
                     contents[&file.number().0].iter().find(|(own, _)| own == key).map(|(_, seq)| *seq)
                 });
                 prop_assert_eq!(found, Some(*expected), "key {}", key);

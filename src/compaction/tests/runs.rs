@@ -189,10 +189,9 @@ impl World {
 
     fn get(&self, key: &[u8], at: Seq) -> Option<Vec<u8>> {
         let (open, hash) = (self.open(), hash(self.settings.filter_seed, key));
-        let found = self
-            .memtable
-            .get(key, at)
-            .or_else(|| self.version.candidates(key).find_map(|file| open(file).unwrap().get(key, hash, at).unwrap()));
+        let found = self.memtable.get(key, at).or_else(|| {
+            self.version.candidates(key).find_map(|(_, file)| open(file).unwrap().get(key, hash, at).unwrap())
+        });
         found.and_then(|(trailer, value)| (trailer.kind() != Kind::Delete).then(|| value.to_vec()))
     }
 

@@ -16,6 +16,7 @@ use crate::db::catalog::{Seat, TableState, View};
 use crate::error::{Error, ProviderError, ProviderReason, Result};
 use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
+use crate::metrics::Count;
 use crate::sstable::FinishedTable;
 use crate::types::Slot;
 use crate::version::Change;
@@ -28,6 +29,13 @@ pub(super) struct Compactions {
     came: u64,
     /// How many compactors are at a table.
     running: BTreeMap<Slot, usize>,
+}
+
+impl Compactions {
+    /// Tables in the queue, and those that are being compacted.
+    pub(super) fn tables(&self) -> usize {
+        self.queue.len() + self.running.keys().filter(|slot| !self.queue.contains_key(slot)).count()
+    }
 }
 
 impl Background {
@@ -140,6 +148,9 @@ impl Compactor {
             Ok(()) => {}
             Err(_) => self.engine.discard(files.iter()),
         }
+        if installed.is_ok() {
+            self.engine.count_compaction(&running.plan, &files, running.began);
+        }
         installed.map(|()| true)
     }
 
@@ -221,6 +232,22 @@ impl Drop for Compactor {
 }
 
 impl Engine {
+    fn count_compaction(&self, plan: &Plan, files: &[FinishedTable], began: Tick) {
+        let inputs = plan.inputs().count() as u64;
+        if plan.is_move {
+            self.meters.count(Count::CompactionMoves, inputs);
+            return;
+        }
+        self.meters.tally(|tally| {
+            tally.add(Count::Compactions, 1);
+            tally.add(Count::CompactionReadFiles, inputs);
+            tally.add(Count::CompactionReadBytes, plan.input_bytes());
+            tally.add(Count::CompactionWrittenFiles, files.len() as u64);
+            tally.add(Count::CompactionWrittenBytes, file_bytes(files));
+        });
+        self.meters.compaction_ns.record(self.env.clock.tick().since(began));
+    }
+
     /// Have a table's levels looked at.
     pub(crate) fn enqueue_compaction(&self, table: &Arc<TableState>) {
         {
@@ -297,6 +324,11 @@ impl Engine {
         self.advance_anchor();
         Ok(())
     }
+}
+
+/// Bytes of these files.
+pub(super) fn file_bytes(files: &[FinishedTable]) -> u64 {
+    files.iter().map(|file| file.record.extent.len_bytes).sum()
 }
 
 /// Why a compaction has no table any more to be installed in.

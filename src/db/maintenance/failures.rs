@@ -11,6 +11,7 @@ use crate::db::Engine;
 use crate::db::catalog::TableState;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Tick;
+use crate::metrics::Count;
 use crate::types::Slot;
 
 /// The pause after a job failed for the first time; it doubles up to [`PAUSE_MAX`].
@@ -22,6 +23,17 @@ pub(super) enum JobKind {
     Flush,
     Compaction,
     Rotation,
+}
+
+impl JobKind {
+    /// Where failures are counted.
+    fn failures(self) -> Count {
+        match self {
+            JobKind::Flush => Count::FlushFailures,
+            JobKind::Compaction => Count::CompactionFailures,
+            JobKind::Rotation => Count::RotationFailures,
+        }
+    }
 }
 
 /// Why the last job of a kind failed for a table.
@@ -88,6 +100,7 @@ impl Engine {
 
     /// Note that a background job failed, and wake whoever waits for it.
     pub(super) fn job_failed(&self, kind: JobKind, table: &TableState, error: Error) {
+        self.meters.count(kind.failures(), 1);
         self.background.note_failure(kind, table.slot, error, self.env.clock.tick());
         self.background.progress.raise();
     }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::compact::file_bytes;
 use super::{JobKind, Writing};
 use crate::compaction::plan::flush_level;
 use crate::compaction::run::{Job, Progress, sync_directories};
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::format::FileName;
 use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
+use crate::metrics::Count;
 use crate::sstable::FinishedTable;
 use crate::types::Slot;
 use crate::version::Change;
@@ -270,7 +272,7 @@ impl Engine {
     fn install_flush(&self, batch: &FlushBatch) -> Result<()> {
         // The log must be durable through the last entry before the manifest says that entries up to it are in sorted
         // tables: otherwise a power cut could keep this table's part of a commit and lose another's.
-        self.log.sync(self.log.end()).map_err(|error| self.poison(error))?;
+        self.sync_log(self.log.end())?;
         sync_directories(&self.dir, batch.outputs.iter().flatten().map(|file| file.record.number))?;
 
         let tables: BTreeMap<Slot, &Arc<TableState>> =
@@ -332,12 +334,22 @@ impl Engine {
         self.background.flushes.lock().retain(|item| !done.iter().any(|done| Arc::ptr_eq(&done.memory, &item.memory)));
         drop(structures);
         self.discard(unnamed.into_iter());
+        let files = batch.outputs.iter().flatten().count() as u64;
+        let written: u64 = batch.outputs.iter().map(|files| file_bytes(files)).sum();
         let (mut bytes, memtables) = (0, done.len());
         for item in done {
             bytes += item.memory.table.bytes();
             self.discharge(&item.table, &item.memory);
             self.enqueue_compaction(&item.table);
         }
+        self.meters.tally(|tally| {
+            tally.add(Count::FlushBatches, 1);
+            tally.add(Count::FlushMemtables, memtables as u64);
+            tally.add(Count::FlushMemtableBytes, bytes as u64);
+            tally.add(Count::FlushFiles, files);
+            tally.add(Count::FlushBytes, written);
+        });
+        self.meters.flush_ns.record(self.env.clock.tick().since(batch.began));
         self.note_flushed(bytes, memtables, batch.began);
         self.remove_parked(&unparked);
         self.log.remove_segments(&retired);
@@ -357,7 +369,7 @@ impl Engine {
         if retired.is_empty() {
             return Ok(());
         }
-        self.log.sync(self.log.end()).map_err(|error| self.poison(error))?;
+        self.sync_log(self.log.end())?;
         let mut edits = vec![Edit::LogSynced { point: self.log.synced() }];
         edits.extend(retired.iter().map(|&number| Edit::RemoveSegment { number }));
         self.manifest.append(edits).map_err(|error| self.poison(error))?;

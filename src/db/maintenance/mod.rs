@@ -42,7 +42,7 @@ use self::pressure::Dirty;
 use self::rotate::Rotations;
 pub(super) use self::rotate::Rotator;
 pub(in crate::db) use self::throttle::Bucket;
-use self::throttle::{Drain, Stalls};
+use self::throttle::Drain;
 use super::Engine;
 use super::access::Custody;
 use super::catalog::{TableState, View};
@@ -52,6 +52,7 @@ use crate::error::Result;
 use crate::format::FileName;
 use crate::format::manifest::Edit;
 use crate::io::{Signal, Step, Tick};
+use crate::metrics::Metrics;
 use crate::sstable::FinishedTable;
 use crate::types::{FileNumber, Slot};
 use crate::version::TableFile;
@@ -106,8 +107,6 @@ pub(crate) struct Background {
     merging: Drain,
     /// Bytes of memtables per file that was flushed last.
     flushed_file_bytes: AtomicU64,
-    /// How often and how long writers were held up.
-    pub(in crate::db) stalls: Stalls,
     /// Tables whose key is refused.
     pub(in crate::db) custody: Custody,
 }
@@ -139,7 +138,6 @@ impl Background {
             flushing: Drain::new(RATE_ASSUMED),
             merging: Drain::new(RATE_ASSUMED),
             flushed_file_bytes: AtomicU64::new(0),
-            stalls: Stalls::default(),
             custody: Custody::default(),
         }
     }
@@ -197,6 +195,18 @@ impl Background {
         self.segments.lock().get(&segment).copied().unwrap_or(0)
     }
 
+    /// How things are with memtables, compactions and rotations.
+    pub(in crate::db) fn look_at(&self, metrics: &mut Metrics) {
+        metrics.memtables.bytes = self.memory_bytes.load(Ordering::Relaxed) as u64;
+        metrics.memtables.dirty_tables = self.dirty.lock().len() as u64;
+        metrics.memtables.frozen = self.flushes.lock().len() as u64;
+        metrics.stalls.flush_bytes_per_s = self.flushing.rate();
+        metrics.stalls.merge_bytes_per_s = self.merging.rate();
+        metrics.compactions.queued_tables = self.compactions.lock().tables() as u64;
+        metrics.keys.tables_in_use = self.in_use.lock().len() as u64;
+        metrics.keys.rotating_tables = self.rotations.tables() as u64;
+    }
+
     /// A table has no active memtable any more.
     pub(in crate::db) fn forget_dirty(&self, table: &TableState) {
         self.dirty.lock().remove(table.slot);
@@ -230,7 +240,7 @@ impl Engine {
         let mut writer = self.writer.lock();
         let _preparing = self.preparing.lock();
         self.check_writable()?;
-        self.log.sync(self.log.end()).map_err(|error| self.poison(error))?;
+        self.sync_log(self.log.end())?;
         if let Some(number) = self.log.retire_open_segments(&mut writer) {
             self.manifest.append(vec![Edit::RemoveSegment { number }]).map_err(|error| self.poison(error))?;
             self.log.remove_segments(&[number]);

@@ -68,6 +68,11 @@ impl Dirty {
         self.tables.get(slot).map(|(_, table)| table.clone())
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.tables.len()
+    }
+
     pub(super) fn tables(&self) -> impl Iterator<Item = &Arc<TableState>> {
         self.tables.values().map(|(_, table)| table)
     }
@@ -181,7 +186,7 @@ impl Engine {
 
     /// Have a write pay for being let in while work is behind.
     fn slow(&self, writes: &dyn WriteSet) -> Result<()> {
-        let Background { bucket, flushing, merging, stalls, .. } = &self.background;
+        let Background { bucket, flushing, merging, .. } = &self.background;
         let (now, bytes) = (self.env.clock.tick(), writes.bytes() as u64);
         let of_memory = self.memory_fill().and_then(|fill| bucket.take(now, bytes, fill, flushing.rate()));
         let own_bytes = bytes / (writes.tables().len() as u64).max(1);
@@ -192,11 +197,11 @@ impl Engine {
         let of_level_zero = writes.tables().iter().filter_map(own).max();
         let (until, stall) = match (of_memory, of_level_zero) {
             (None, None) => return Ok(()),
-            (Some(date), other) if other.is_none_or(|other| other <= date) => (date, &stalls.slowed_by_memory),
-            (date, other) => (date.max(other).unwrap_or(now), &stalls.slowed_by_level_zero),
+            (Some(date), other) if other.is_none_or(|other| other <= date) => (date, &self.meters.slowed_by_memory_ns),
+            (date, other) => (date.max(other).unwrap_or(now), &self.meters.slowed_by_level_zero_ns),
         };
         self.wait_for_progress(Some(until), &mut || self.congestion(writes.tables()).is_none());
-        stall.note(now, self.env.clock.tick());
+        stall.record(self.env.clock.tick().since(now));
         self.check_writable()
     }
 
@@ -213,12 +218,12 @@ impl Engine {
             failed = self.hindrance(tables);
             failed.is_some() || !is_stopped()
         });
-        let ended = self.env.clock.tick();
+        let lasted_ns = self.env.clock.tick().since(began);
         match reason {
-            Reason::Memory => self.background.stalls.stopped_by_memory.note(began, ended),
-            Reason::LevelZero => self.background.stalls.stopped_by_level_zero.note(began, ended),
+            Reason::Memory => self.meters.stopped_by_memory_ns.record(lasted_ns),
+            Reason::LevelZero => self.meters.stopped_by_level_zero_ns.record(lasted_ns),
         }
-        self.events.event(&Event::StallEnded { lasted_ms: ended.0.saturating_sub(began.0) / 1_000_000 });
+        self.events.event(&Event::StallEnded { lasted_ms: lasted_ns / 1_000_000 });
         match failed {
             Some(error) if is_stopped() => Err(error),
             _ => self.check_writable(),

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::compact::file_bytes;
 use super::{Background, JobKind, Writing};
 use crate::compaction::plan::{ClaimId, Plan, rewrite};
 use crate::compaction::run::{Job, Progress};
@@ -34,6 +35,7 @@ use crate::format::keyfile::KeyFile;
 use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
 use crate::keys::KeySet;
+use crate::metrics::Count;
 use crate::types::{FileNumber, Generation, Slot, TableId};
 
 /// Stands for the system key where tables are told apart by their slots; no table has it.
@@ -221,6 +223,12 @@ impl Rotator {
         let installed = self.engine.install_compaction(&rewriting.table, &rewriting.plan, &files);
         if installed.is_err() {
             self.engine.discard(files.iter());
+        } else {
+            self.engine.meters.tally(|tally| {
+                tally.add(Count::RewrittenFiles, 1);
+                tally.add(Count::RewriteReadBytes, rewriting.plan.input_bytes());
+                tally.add(Count::RewriteWrittenBytes, file_bytes(&files));
+            });
         }
         installed.map(|()| true)
     }
@@ -352,6 +360,11 @@ impl Drop for Rotator {
 }
 
 impl Rotations {
+    /// Tables with more than one generation of their key.
+    pub(super) fn tables(&self) -> usize {
+        self.tables.lock().len()
+    }
+
     fn note_rate(&self, bytes: u64, began: Tick, ended: Tick) {
         let nanos = u128::from(ended.0.saturating_sub(began.0).max(1));
         let rate = (u128::from(bytes) * 1_000_000_000 / nanos).min(1 << 40) as u64;

@@ -103,40 +103,6 @@ impl Drain {
     }
 }
 
-/// How often and how long writers were held up, by what: counted from when the store was opened.
-#[derive(Debug, Default)]
-pub(crate) struct Stalls {
-    /// Slowed because memtables took more than the write budget.
-    pub(crate) slowed_by_memory: Stall,
-    /// Slowed because a table had many level-0 files.
-    pub(crate) slowed_by_level_zero: Stall,
-    /// Stopped because memtables took one and a half times the write budget.
-    pub(crate) stopped_by_memory: Stall,
-    /// Stopped because a table had too many level-0 files.
-    pub(crate) stopped_by_level_zero: Stall,
-}
-
-/// One reason for which writers are held up.
-#[derive(Debug, Default)]
-pub(crate) struct Stall {
-    /// How often a commit waited.
-    pub(crate) count: AtomicU64,
-    /// How long all of them waited together, in nanoseconds.
-    pub(crate) total_ns: AtomicU64,
-    /// How long the longest waited, in nanoseconds.
-    pub(crate) longest_ns: AtomicU64,
-}
-
-impl Stall {
-    /// A commit waited so long.
-    pub(crate) fn note(&self, began: Tick, ended: Tick) {
-        let nanos = ended.0.saturating_sub(began.0);
-        self.count.fetch_add(1, Ordering::Relaxed);
-        self.total_ns.fetch_add(nanos, Ordering::Relaxed);
-        self.longest_ns.fetch_max(nanos, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,17 +219,5 @@ mod tests {
         drain.note(0, Tick(0), Tick(1));
         drain.note(1 << 30, Tick(5), Tick(5));
         assert!(drain.rate() <= RATE_MAX, "no time at all is no infinite rate");
-    }
-
-    #[test]
-    fn stalls_are_counted_by_reason() {
-        // Who looks for the reason of a slow store must not find the wrong one.
-        let stalls = Stalls::default();
-        stalls.slowed_by_memory.note(Tick(10), Tick(30));
-        stalls.slowed_by_memory.note(Tick(50), Tick(55));
-        let Stall { count, total_ns, longest_ns } = &stalls.slowed_by_memory;
-        let loaded = [count, total_ns, longest_ns].map(|counter| counter.load(Ordering::Relaxed));
-        assert_eq!(loaded, [2, 25, 20]);
-        assert_eq!(stalls.stopped_by_memory.count.load(Ordering::Relaxed), 0);
     }
 }

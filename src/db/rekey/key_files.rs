@@ -24,7 +24,7 @@ use crate::format::manifest::{Edit, KeyPin};
 use crate::io::directory::Directory;
 use crate::io::{Signal, Step, Task};
 use crate::keys::KeySet;
-use crate::types::{Slot, TableId};
+use crate::types::{FileKind, Slot, TableId};
 use crate::version::system::{Pinned, pin_of, read_key_file, read_named_key_file, read_staged_key_file};
 
 /// Tasks among which provider calls and syncs for many tables are shared out. A provider that answers in 10 ms then gives 1,600 answers a second.
@@ -200,6 +200,7 @@ impl Engine {
 
     pub(super) fn stage_one(&self, record: &KeyFile) -> Result<Tag> {
         let (bytes, tag) = record.seal(&*self.system.sealing()?, self.system_suite, &*self.env.entropy)?;
+        self.meters.sealed(FileKind::KeyFile, 1, bytes.len() as u64);
         self.dir.stage(&FileName::KeyFile(record.table).temporary_path(), &bytes)?;
         Ok(tag)
     }

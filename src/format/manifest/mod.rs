@@ -142,7 +142,6 @@ impl ManifestSealer {
     }
 
     /// Frames so far, which is also the next ordinal.
-    #[cfg(any(test, fuzzing))]
     pub(crate) fn frames(&self) -> u64 {
         self.sealer.frames()
     }

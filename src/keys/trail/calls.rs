@@ -6,11 +6,15 @@
 use super::record::{ENGINE, TrailResource, TrailValue};
 use crate::error::ProviderError;
 use crate::keys::provider::*;
+use crate::metrics::ProviderOperation;
 
 /// A request to a provider.
 pub(in crate::keys) trait Call {
     /// What comes back.
     type Answer;
+
+    /// As what it is counted.
+    const OPERATION: ProviderOperation;
 
     /// Ask.
     fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<Self::Answer>;
@@ -55,6 +59,7 @@ pub(in crate::keys) struct Retire<'a>(pub(in crate::keys) &'a EndGrantRequest);
 
 impl Call for DescribeKeyRequest {
     type Answer = KeyDescription;
+    const OPERATION: ProviderOperation = ProviderOperation::DescribeKey;
 
     fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<KeyDescription> {
         provider.describe_key(self)
@@ -67,6 +72,7 @@ impl Call for DescribeKeyRequest {
 
 impl Call for Managed<'_> {
     type Answer = KeyDescription;
+    const OPERATION: ProviderOperation = ProviderOperation::ManagedKey;
 
     fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<KeyDescription> {
         provider.managed_key(self.0)
@@ -79,6 +85,7 @@ impl Call for Managed<'_> {
 
 impl Call for Owned<'_> {
     type Answer = KeyDescription;
+    const OPERATION: ProviderOperation = ProviderOperation::OwnedKey;
 
     fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<KeyDescription> {
         provider.owned_key(self.0)
@@ -91,6 +98,7 @@ impl Call for Owned<'_> {
 
 impl Call for ScheduleKeyDeletionRequest {
     type Answer = KeyDescription;
+    const OPERATION: ProviderOperation = ProviderOperation::ScheduleKeyDeletion;
 
     fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<KeyDescription> {
         provider.schedule_key_deletion(self)
@@ -112,6 +120,7 @@ impl Call for ScheduleKeyDeletionRequest {
 
 impl Call for GenerateDataKeyRequest {
     type Answer = GeneratedDataKey;
+    const OPERATION: ProviderOperation = ProviderOperation::GenerateDataKey;
 
     fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<GeneratedDataKey> {
         provider.generate_data_key(self)
@@ -130,6 +139,7 @@ impl Call for GenerateDataKeyRequest {
 
 impl Call for DecryptRequest {
     type Answer = DecryptedDataKey;
+    const OPERATION: ProviderOperation = ProviderOperation::Decrypt;
 
     fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<DecryptedDataKey> {
         provider.decrypt(self)
@@ -142,6 +152,7 @@ impl Call for DecryptRequest {
 
 impl Call for EncryptRequest {
     type Answer = EncryptedDataKey;
+    const OPERATION: ProviderOperation = ProviderOperation::Encrypt;
 
     fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<EncryptedDataKey> {
         provider.encrypt(self)
@@ -155,6 +166,7 @@ impl Call for EncryptRequest {
 
 impl Call for ReEncryptRequest {
     type Answer = EncryptedDataKey;
+    const OPERATION: ProviderOperation = ProviderOperation::ReEncrypt;
 
     fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<EncryptedDataKey> {
         provider.re_encrypt(self)
@@ -175,6 +187,7 @@ impl Call for ReEncryptRequest {
 
 impl Call for CreateGrantRequest {
     type Answer = Grant;
+    const OPERATION: ProviderOperation = ProviderOperation::CreateGrant;
 
     fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<Grant> {
         provider.create_grant(self)
@@ -207,6 +220,7 @@ impl Call for CreateGrantRequest {
 
 impl Call for Retire<'_> {
     type Answer = ();
+    const OPERATION: ProviderOperation = ProviderOperation::RetireGrant;
 
     fn send(&self, provider: &dyn KeyProvider) -> ProviderResult<()> {
         provider.retire_grant(self.0)
