@@ -25,6 +25,7 @@ mod kill;
 mod kms;
 mod layers;
 mod memory;
+mod metrics;
 mod model;
 mod permits;
 mod rotate;
