@@ -274,11 +274,12 @@ impl Custodian {
 impl Task for Custodian {
     fn step(&mut self) -> Step {
         let engine = &self.engine;
+        // Before anything is looked at: an end that comes afterwards is not slept through.
+        let signal = engine.background.custody.signal.clone();
+        let seen = signal.count();
         if engine.background.stopping() {
             return Step::Done;
         }
-        let signal = engine.background.custody.signal.clone();
-        let seen = signal.count();
         if engine.poison.get().is_none() {
             // What fails here and poisons nothing is tried again.
             let _ = engine.settle_accesses();
@@ -549,11 +550,12 @@ impl Prober {
 impl Task for Prober {
     fn step(&mut self) -> Step {
         let background = &self.engine.background;
+        // Before anything is looked at: an end that comes afterwards is not slept through.
+        let signal = background.custody.signal.clone();
+        let seen = signal.count();
         if background.stopping() || self.engine.poison.get().is_some() {
             return Step::Done;
         }
-        let signal = background.custody.signal.clone();
-        let seen = signal.count();
         if let Some(table) = self.wave.pop() {
             if table.access.is_refused() && !table.is_dropped() {
                 let _ = self.engine.ask_for_service(&table);

@@ -598,6 +598,15 @@ impl Engine {
     }
 
     fn spawn_tasks(self: &Arc<Engine>) -> Result<()> {
+        for (name, task) in self.background_tasks() {
+            let join = self.env.scheduler.spawn(name, task).map_err(|error| Error::io("spawn", name, error))?;
+            self.tasks.lock().push(join);
+        }
+        Ok(())
+    }
+
+    /// The tasks that run for as long as the store is open.
+    pub(super) fn background_tasks(self: &Arc<Engine>) -> Vec<(&'static str, Box<dyn Task>)> {
         let mut tasks: Vec<(&'static str, Box<dyn Task>)> = vec![
             ("strongroom-ticker", Box::new(Ticker::new(self.clone()))),
             ("strongroom-keeper", Box::new(Keeper::new(self.clone()))),
@@ -610,11 +619,7 @@ impl Engine {
         for _ in 0..self.options.compaction_threads {
             tasks.push(("strongroom-compact", Box::new(Compactor::new(self.clone()))));
         }
-        for (name, task) in tasks {
-            let join = self.env.scheduler.spawn(name, task).map_err(|error| Error::io("spawn", name, error))?;
-            self.tasks.lock().push(join);
-        }
-        Ok(())
+        tasks
     }
 }
 

@@ -230,11 +230,12 @@ impl Warden {
 
 impl Task for Warden {
     fn step(&mut self) -> Step {
+        // Before anything is looked at: an end that comes afterwards is not slept through.
+        let signal: Arc<Signal> = self.engine.background.quit.clone();
+        let seen = signal.count();
         if self.engine.background.stopping() {
             return Step::Done;
         }
-        let signal: Arc<Signal> = self.engine.background.quit.clone();
-        let seen = signal.count();
         self.engine.look_after_permits();
         self.engine.hire_loader();
         let deadline = self.engine.env.clock.tick().after(WARDEN_PERIOD);

@@ -30,6 +30,7 @@ mod model;
 mod permits;
 mod rotate;
 mod sessions;
+mod shutdown;
 mod smoke;
 mod tamper;
 mod threads;

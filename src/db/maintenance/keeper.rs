@@ -31,11 +31,12 @@ impl Ticker {
 impl Task for Ticker {
     fn step(&mut self) -> Step {
         let engine = &self.engine;
+        // Before anything is looked at: an end that comes afterwards is not slept through.
+        let signal = engine.background.quit.clone();
+        let seen = signal.count();
         if engine.background.stopping() {
             return Step::Done;
         }
-        let signal = engine.background.quit.clone();
-        let seen = signal.count();
         let now = engine.keys.advance();
         // While the store's own key is refused, no permit lasts.
         let refused = engine.background.custody.is_system_refused();
@@ -68,11 +69,12 @@ impl Keeper {
 impl Task for Keeper {
     fn step(&mut self) -> Step {
         let engine = &self.engine;
+        // Before anything is looked at: an end that comes afterwards is not slept through.
+        let signal = engine.background.chores.clone();
+        let seen = signal.count();
         if engine.background.stopping() {
             return Step::Done;
         }
-        let signal = engine.background.chores.clone();
-        let seen = signal.count();
         if engine.poison.get().is_none() {
             let paused = engine.background.paused.load(Ordering::SeqCst);
             if !paused && engine.log.wants_spare(engine.options.log_segment_bytes) {

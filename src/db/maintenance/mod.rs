@@ -24,6 +24,8 @@ mod flush;
 mod keeper;
 mod pressure;
 mod rotate;
+#[cfg(test)]
+mod tests;
 mod throttle;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -109,6 +111,8 @@ pub(crate) struct Background {
     flushed_file_bytes: AtomicU64,
     /// Tables whose key is refused.
     pub(in crate::db) custody: Custody,
+    #[cfg(test)]
+    pub(in crate::db) after_look: tests::AfterLook,
 }
 
 impl Background {
@@ -139,6 +143,8 @@ impl Background {
             merging: Drain::new(RATE_ASSUMED),
             flushed_file_bytes: AtomicU64::new(0),
             custody: Custody::default(),
+            #[cfg(test)]
+            after_look: tests::AfterLook::default(),
         }
     }
 
@@ -166,7 +172,10 @@ impl Background {
     }
 
     pub(in crate::db) fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
+        let stopping = self.stop.load(Ordering::Acquire);
+        #[cfg(test)]
+        self.after_look.came();
+        stopping
     }
 
     /// A memtable or an unreplayed part of the log needs this segment.

@@ -312,11 +312,13 @@ impl Rotator {
 impl Task for Rotator {
     fn step(&mut self) -> Step {
         let engine = self.engine.clone();
+        // Before anything is looked at: an end that comes afterwards is not slept through.
+        let seen = engine.background.work.count();
         if engine.background.stopping() || engine.poison.get().is_some() {
             self.give_up();
             return Step::Done;
         }
-        let (seen, now) = (engine.background.work.count(), engine.env.clock.tick());
+        let now = engine.env.clock.tick();
         if engine.background.paused.load(Ordering::SeqCst) {
             self.give_up();
             return engine.wait_for_work(seen, None);
