@@ -532,6 +532,14 @@ impl Metrics {
         (self.writes.user_bytes > 0).then(|| written as f64 / self.writes.user_bytes as f64)
     }
 
+    /// Bytes of all sorted tables for each byte at the deepest level that has any; `None` without sorted tables. 1.11 is what levels that are ten times as large
+    /// as the one above come to.
+    pub fn space_amplification(&self) -> Option<f64> {
+        let levels = &self.store.level_bytes;
+        let deepest = levels.iter().rev().find(|bytes| **bytes > 0)?;
+        Some(levels.iter().sum::<u64>() as f64 / *deepest as f64)
+    }
+
     /// The part of the blocks asked for that was in the cache; `None` if none was asked for.
     pub fn cache_hit_rate(&self) -> Option<f64> {
         let asked = self.cache.hits + self.cache.misses;

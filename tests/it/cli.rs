@@ -458,3 +458,21 @@ fn a_trail_is_kept_read_and_checked() {
     fs::remove_file(desk.path("trail").join(last)).unwrap();
     assert!(desk.fails(&["--trail", &trail, "trail", "verify"], 7).contains("trail"));
 }
+
+#[test]
+fn stats_show_levels_log_and_keys_and_every_figure_as_json() {
+    // Whoever has to say why a disk is full has this command and nothing else.
+    let desk = Desk::with_table();
+    desk.ok(&["put", "t", "canary-key", "canary-value"]);
+    let text = desk.ok(&["stats"]);
+    for part in ["store ", "tables     1", "manifest ", "log ", "generation 1", "closed in good order"] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    assert!(!text.contains("canary"), "{text}");
+    let json: Json = serde_json::from_str(&desk.ok(&["stats", "--json"])).unwrap();
+    assert_eq!(json["ClosedCleanly"], Json::Bool(true));
+    assert_eq!(json["Metrics"]["store.tables"], 1);
+    assert_eq!(json["Metrics"]["provider.decrypt.ok"], 1, "the system key, and no table's");
+    assert!(json["Metrics"]["opened.manifest_frames"].as_u64().unwrap() > 0);
+    assert!(json["Metrics"]["writes.sampled_ns"]["p99"].is_number());
+}

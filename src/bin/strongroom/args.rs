@@ -112,6 +112,12 @@ pub enum Command {
     Verify,
     /// Check every checksum of a store, without any key; changes nothing
     Scrub,
+    /// What the store holds and how it is: levels, log, metadata, keys
+    Stats {
+        /// As JSON, with every figure of docs/METRICS.md
+        #[arg(long)]
+        json: bool,
+    },
     /// Describe one file of a store, frame by frame; never shows a value
     Dump(Dump),
     /// Read, count and check the audit trail in the folder that --trail names

@@ -12,6 +12,7 @@
 //!      ├─ folder     a folder tree in and out of a table       tree       walking folders, safe paths
 //!      ├─ lines      JSON lines in and out of a table
 //!      ├─ check      verify, scrub, dump
+//!      ├─ stats      what a store holds and how it is
 //!      ├─ trail      what the audit trail says
 //!      ├─ demo       the whole promise in one command          plaintext  searching files for canaries
 //!      └─ bench      throughput, latency, the cost of encryption; the page with plots
@@ -43,6 +44,7 @@ mod progress;
 mod rekey;
 mod secrets;
 mod session;
+mod stats;
 mod tables;
 mod trail;
 mod tree;
@@ -90,6 +92,7 @@ fn run(Cli { place, command }: Cli) -> Result<()> {
         Command::Export(Export::Lines(args)) => lines::export(&place, args),
         Command::Verify => check::verify(&place),
         Command::Scrub => check::scrub(&place),
+        Command::Stats { json } => stats::run(&place, json),
         Command::Dump(args) => check::dump(&place, args),
         Command::Trail(args) => trail::run(&place, args),
         Command::Demo(args) => demo::run(&place, args),

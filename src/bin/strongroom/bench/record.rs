@@ -39,6 +39,8 @@ pub struct Record {
     pub latency: Latency,
     /// Seconds since the start, and operations until then.
     pub series: Vec<[f64; 2]>,
+    /// What the store counted meanwhile, by the names of docs/METRICS.md; figures that are 0 are left out.
+    pub metrics: Map<String, Json>,
     pub version: String,
     pub build: String,
     pub machine: Machine,
@@ -130,6 +132,7 @@ impl Record {
             "latency_step": self.latency_step,
             "latency_us": latency,
             "series": series,
+            "metrics": self.metrics,
             "version": self.version,
             "build": self.build,
             "machine": {
@@ -177,6 +180,8 @@ impl Record {
                 max: latency("max")?,
             },
             series: json.get("series")?.as_array()?.iter().map(point).collect::<Option<_>>()?,
+            // Files of earlier versions have none.
+            metrics: json.get("metrics").and_then(Json::as_object).cloned().unwrap_or_default(),
             version: text("version")?,
             build: text("build")?,
             machine: Machine {

@@ -33,6 +33,7 @@ use super::workload::{BATCH, Noise, Random, SCAN_MAX, STEPS, Shuffle, Workload, 
 use crate::args::CompressionName;
 use crate::failure::{Failure, Result};
 use crate::output;
+use crate::stats;
 use crate::tree::Tree;
 
 /// How often a run says how far it is, and how fine its time series is at first.
@@ -182,6 +183,7 @@ impl Worker<'_> {
             deadline,
             stopped: AtomicBool::new(false),
         };
+        let before = site.store.metrics();
         let cpu_before = cpu_seconds();
         let outcome = run.carry_out(self.args.threads.into())?;
         if workload.fills() {
@@ -219,6 +221,7 @@ impl Worker<'_> {
             latency_step: workload.step(),
             latency: Latency::of(&outcome.latencies),
             series: outcome.series,
+            metrics: stats::counted(&site.store.metrics().since(&before)),
             ..Record::here()
         })
     }
