@@ -157,6 +157,15 @@ pub enum Error {
         /// The failure that poisoned it.
         cause: Arc<Error>,
     },
+    /// There is no room on the disk for what was asked, beside what is kept for bringing to the disk what is in memory. Nothing was written, and the
+    /// store goes on by itself once there is room.
+    #[error("the disk has {free_bytes} bytes free, and {needed_bytes} are needed")]
+    DiskFull {
+        /// Bytes that the file system has free for the store.
+        free_bytes: u64,
+        /// Bytes that must be free for this, those included that are kept for what is under way.
+        needed_bytes: u64,
+    },
     /// The operating system refused an operation.
     #[error("{operation} {path}: {source}")]
     Io {
@@ -259,6 +268,8 @@ pub enum ErrorKind {
     AccessDenied,
     /// Too large, or a counter ran out.
     LimitExceeded,
+    /// There is no room on the disk.
+    DiskFull,
     /// An earlier write failed.
     Poisoned,
     /// The operating system refused.
@@ -295,6 +306,7 @@ impl Error {
             Error::LimitExceeded { .. } | Error::KeyChangesExceeded { .. } => ErrorKind::LimitExceeded,
             Error::TableUpdating { .. } => ErrorKind::Busy,
             Error::Poisoned { .. } => ErrorKind::Poisoned,
+            Error::DiskFull { .. } => ErrorKind::DiskFull,
             Error::Io { .. } => ErrorKind::Io,
             Error::NotAStore { .. } | Error::TableNotFound { .. } => ErrorKind::NotFound,
             Error::AlreadyExists { .. } | Error::TableExists { .. } => ErrorKind::AlreadyExists,
@@ -326,6 +338,9 @@ impl Error {
             ErrorKind::AccessDenied => "use a session that may; nothing was changed, and the provider was not asked",
             ErrorKind::LimitExceeded => "ask for less, or later; nothing was written",
             ErrorKind::Busy => "wait until the other is done, then try again; nothing was changed",
+            ErrorKind::DiskFull => {
+                "free some space, then try again; nothing was written, and nothing needs to be reopened"
+            }
             ErrorKind::Poisoned => "find out why the write failed, then close and reopen the store",
             ErrorKind::Io => {
                 "see the operating system's reason; free space, permissions and descriptors are the usual ones"

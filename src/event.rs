@@ -129,6 +129,18 @@ pub enum Event {
         /// How long the stall lasted.
         lasted_ms: u64,
     },
+    /// The disk has too little room for what is to be written: commits are refused, or files wait to be merged. Nothing is lost, and reads go on.
+    DiskFull {
+        /// Bytes that the file system has free for the store.
+        free_bytes: u64,
+        /// Bytes that must be free for what was to be done.
+        needed_bytes: u64,
+    },
+    /// Everything that the disk had no room for can go on.
+    DiskHasRoom {
+        /// Bytes that the file system has free for the store.
+        free_bytes: u64,
+    },
     /// Recovery found bytes at the end of the log that nothing attests as durable, and discarded them.
     TailDiscarded {
         /// The log segment.

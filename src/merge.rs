@@ -252,8 +252,8 @@ impl Cursor for MergeCursor {
     }
 }
 
-/// Which user keys a [`VisibleCursor`] walks: from `lower`, included, to `upper`, not included.
-#[derive(Clone, Default)]
+/// Some user keys: from `lower`, included, to `upper`, not included.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct KeyRange {
     /// The first key in question; `None` for no limit.
     pub(crate) lower: Option<UserKey>,
@@ -262,11 +262,11 @@ pub(crate) struct KeyRange {
 }
 
 impl KeyRange {
-    fn is_below(&self, key: &[u8]) -> bool {
+    pub(crate) fn is_below(&self, key: &[u8]) -> bool {
         self.lower.as_deref().is_some_and(|lower| key < lower)
     }
 
-    fn is_above(&self, key: &[u8]) -> bool {
+    pub(crate) fn is_above(&self, key: &[u8]) -> bool {
         self.upper.as_deref().is_some_and(|upper| key >= upper)
     }
 }

@@ -106,10 +106,11 @@ pub(crate) enum Count {
     RewriteReadBytes,
     RewriteWrittenBytes,
     RotationFailures,
+    RefusedCommits,
 }
 
 /// How many counts there are.
-const COUNTS: usize = Count::RotationFailures as usize + 1;
+const COUNTS: usize = Count::RefusedCommits as usize + 1;
 
 /// What a provider is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -269,6 +270,7 @@ impl Meters {
         stalls.slowed_by_level_zero_ns = self.slowed_by_level_zero_ns.distribution();
         stalls.stopped_by_memory_ns = self.stopped_by_memory_ns.distribution();
         stalls.stopped_by_level_zero_ns = self.stopped_by_level_zero_ns.distribution();
+        stalls.refused_for_room = sum(Count::RefusedCommits);
 
         metrics.log.segments_begun = sum(Count::SegmentsBegun);
         metrics.log.segments_removed = sum(Count::SegmentsRemoved);

@@ -18,13 +18,21 @@
 //! count. The highest score of at least one goes first; if all its files are kept from moving by other jobs, the next. When no score
 //! reaches one, files of which more than a quarter is deletes go.
 //!
+//! When level 0 cannot go down because other jobs are at what it would go to, its newest files are merged among themselves into one, so
+//! that reads have fewer to look into and writers are not stopped. It is written once more for that, and so only then.
+//!
 //! Within a level the *oldest* file (lowest number) goes first. What a job writes gets new numbers, so each file of a level has its turn
 //! before any file that was written since: no range of keys waits forever. Level 0 begins with its oldest file too, for no file
 //! of it may pass an older one that it overlaps.
+//!
+//! # Parts
+//! A large job is [split] by keys into parts that several threads can work on. The cuts are smallest keys of its input files, so that outputs end
+//! there as they would anyway, about; a key's versions never come into two parts.
 
 use std::sync::Arc;
 
 use super::Readers;
+use crate::merge::KeyRange;
 use crate::options::StoreOptions;
 use crate::types::{FileNumber, Generation, LEVELS, Seq, UserKey};
 use crate::version::{TableFile, Version};
@@ -35,6 +43,12 @@ const LAST: usize = LEVELS - 1;
 const GRANDPARENT_FILES_MAX: u64 = 10;
 /// A job takes more than the one file that it began with only up to this many full-size files.
 const EXPANDED_FILES_MAX: u64 = 25;
+/// Files of level 0 are merged among themselves up to this many full-size files: what comes out goes down yet.
+const CROWDED_FILES_MAX: u64 = 2;
+/// A part of a job has at least this many full-size files of input.
+const PART_FILES_MIN: u64 = 2;
+/// A job has at most so many parts.
+const PARTS_MAX: u64 = 16;
 
 /// A smallest and a largest key.
 pub(crate) type Bounds = (UserKey, UserKey);
@@ -61,6 +75,8 @@ pub(crate) struct Plan {
 pub(crate) enum Reason {
     /// Level 0 has many files, which every read looks into.
     LevelZero,
+    /// It has, and they cannot go down at present: some are made one.
+    Crowded,
     /// A level is larger than it may be.
     Size,
     /// A file consists of deletes to a good part.
@@ -168,7 +184,7 @@ pub(crate) fn plan(version: &Version, options: &StoreOptions, busy: &Busy, reade
     scores.sort_by(|a, b| b.0.total_cmp(&a.0));
     let due = scores.into_iter().take_while(|(score, _)| *score >= 1.0);
     due.filter_map(|(_, level)| match level {
-        0 => level_zero(version, busy, &shape, options),
+        0 => level_zero(version, busy, &shape, options).or_else(|| within_level_zero(version, options, busy)),
         _ => level_down(version, options, busy, level, Reason::Size, |_| true),
     })
     .next()
@@ -192,7 +208,6 @@ pub(crate) fn flush_level(
 }
 
 /// How urgent work on a table is: the highest score of a level, 1 or more if there is work to do. For choosing between tables.
-#[cfg(any(test, fuzzing))]
 pub(crate) fn urgency(version: &Version, options: &StoreOptions, busy: &Busy) -> f64 {
     let shape = Shape::of(version, options, busy);
     (0..LAST).map(|level| score(version, options, busy, &shape, level)).fold(0.0, f64::max)
@@ -200,8 +215,41 @@ pub(crate) fn urgency(version: &Version, options: &StoreOptions, busy: &Busy) ->
 
 /// The files of the level below a plan's target that limit how far one output may reach, and the limit in their bytes.
 pub(crate) fn grandparents(version: &Version, plan: &Plan, options: &StoreOptions) -> (Vec<Arc<TableFile>>, u64) {
+    if plan.target == 0 {
+        // What is merged within level 0 is to become one file.
+        return (Vec::new(), u64::MAX);
+    }
     let (smallest, largest) = plan.range();
     (version.overlapping(plan.target + 1, &smallest, &largest), grandparent_bytes_max(options))
+}
+
+/// The parts of a plan, in the order of their keys: one, if the job is small or its input offers no place to cut.
+pub(crate) fn split(plan: &Plan, options: &StoreOptions) -> Vec<KeyRange> {
+    // Files of level 0 say nothing about where their keys lie, and what is merged within it is to become one file.
+    let row = match plan.lower.len() {
+        0 | 1 if plan.source > 0 => &plan.upper,
+        _ => &plan.lower,
+    };
+    let bytes_min = options.table_file_bytes.saturating_mul(PART_FILES_MIN).max(1);
+    let count = (plan.input_bytes() / bytes_min).min(PARTS_MAX).min(row.len() as u64);
+    let mut parts = vec![KeyRange::default()];
+    if plan.is_move || plan.target == 0 {
+        return parts;
+    }
+    let (bytes, mut passed) = (row.iter().map(|file| file.bytes()).sum::<u64>(), 0u64);
+    for (file, next) in row.iter().zip(row.iter().skip(1)) {
+        passed = passed.saturating_add(file.bytes());
+        // What is before the cut is as much as so many parts should have.
+        let due = u128::from(passed) * u128::from(count) >= u128::from(bytes) * parts.len() as u128;
+        if due && (parts.len() as u64) < count {
+            let cut = next.smallest.clone();
+            if let Some(last) = parts.last_mut() {
+                last.upper = Some(cut.clone());
+            }
+            parts.push(KeyRange { lower: Some(cut), upper: None });
+        }
+    }
+    parts
 }
 
 /// How large each level may be.
@@ -265,6 +313,23 @@ fn level_zero(version: &Version, busy: &Busy, shape: &Shape, options: &StoreOpti
         };
         assemble(version, options, busy, Reason::LevelZero, (0, shape.base), upper)
     })
+}
+
+/// The newest files of level 0 that no job is at, to become one: neighbours in age, so that no other file's age lies between theirs.
+fn within_level_zero(version: &Version, options: &StoreOptions, busy: &Busy) -> Option<Plan> {
+    let bytes_max = options.table_file_bytes.saturating_mul(CROWDED_FILES_MAX);
+    let mut bytes = 0u64;
+    let fits = |file: &&Arc<TableFile>| {
+        bytes = bytes.saturating_add(file.bytes());
+        !busy.holds(file.number()) && bytes <= bytes_max
+    };
+    let upper: Vec<_> = version.files(0).iter().take_while(fits).cloned().collect();
+    if upper.len() < options.level_zero_files.max(2) {
+        return None;
+    }
+    let (reason, lower) = (Reason::Crowded, Vec::new());
+    let plan = Plan { reason, source: 0, target: 0, upper, lower, is_move: false };
+    busy.allows(&plan).then_some(plan)
 }
 
 /// The oldest file of a level that can go down by one, with its neighbours as far as they cost nothing more.

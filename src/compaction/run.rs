@@ -25,9 +25,9 @@ use crate::format::FileName;
 use crate::io::Environment;
 use crate::io::directory::Directory;
 use crate::memtable::Memtable;
-use crate::merge::{MergeCursor, Source};
+use crate::merge::{KeyRange, MergeCursor, Source};
 use crate::sstable::{FinishedTable, ReadMode, TableSettings, TableWriter};
-use crate::types::{FileKind, FileNumber, LEVELS, Trailer};
+use crate::types::{FileKind, FileNumber, LEVELS, Seq, Trailer};
 use crate::version::{LevelCursor, OpenTable, TableFile, Version};
 
 /// Bytes of keys and values after which a step ends.
@@ -73,6 +73,8 @@ pub(crate) enum Progress {
 pub(crate) struct Job {
     stage: Stage,
     input: MergeCursor,
+    /// The keys that the job is about; the input may have others.
+    part: KeyRange,
     judge: Judge,
     deeper: Deeper,
     cutter: Cutter,
@@ -96,14 +98,15 @@ impl Job {
         Job::new(context, sources, readers, Deeper::Unknown, Cutter::default())
     }
 
-    /// Merge the inputs of `plan`, which was made from `version` and is no move. `grandparents` is what
-    /// [`grandparents`](super::plan::grandparents) gives for it.
+    /// Merge a part of the inputs of `plan`, which was made from `version` and is no move. `part` is one of those that
+    /// [`split`](super::plan::split) gives for it, and `grandparents` what [`grandparents`](super::plan::grandparents) does. What the
+    /// parts write, in their order, is what one job would have written, but for where files end.
     ///
     /// # Errors
     /// What opening an input gives.
     pub(crate) fn compaction(
         context: JobContext,
-        plan: &Plan,
+        (plan, part): (&Plan, KeyRange),
         version: &Version,
         readers: Readers,
         (grandparents, overlap_bytes_max): (Vec<Arc<TableFile>>, u64),
@@ -111,7 +114,11 @@ impl Job {
     ) -> Result<Job> {
         let mut sources: Vec<Source> = Vec::new();
         let mut add = |files: &[Arc<TableFile>]| {
-            sources.push(Box::new(LevelCursor::new(files.to_vec(), open.clone(), ReadMode::Bypass)));
+            let within = |file: &&Arc<TableFile>| !part.is_below(&file.largest) && !part.is_above(&file.smallest);
+            let files: Vec<_> = files.iter().filter(within).cloned().collect();
+            if !files.is_empty() {
+                sources.push(Box::new(LevelCursor::new(files, open.clone(), ReadMode::Bypass)));
+            }
         };
         match plan.source {
             // Its files overlap: each is a source of its own.
@@ -120,10 +127,14 @@ impl Job {
         }
         add(&plan.lower);
         let (smallest, largest) = plan.range();
-        let deeper = (plan.target + 1..LEVELS).map(|level| Row::new(version.overlapping(level, &smallest, &largest)));
-        let deeper = Deeper::Levels(deeper.collect());
+        let deeper = |level| Row::new(version.overlapping(level, &smallest, &largest));
+        let deeper = match plan.target {
+            // Older files of level 0 are as deep as any.
+            0 => Deeper::Unknown,
+            target => Deeper::Levels((target + 1..LEVELS).map(deeper).collect()),
+        };
         let cutter = Cutter { grandparents: Row::new(grandparents), overlap_bytes_max, ..Cutter::default() };
-        Ok(Job::new(context, sources, readers, deeper, cutter))
+        Ok(Job { part, ..Job::new(context, sources, readers, deeper, cutter) })
     }
 
     /// Write the one file of `plan` anew, to stand where it stands. As in a flush, old versions that no reader sees are left out and deletes stay: what
@@ -137,11 +148,18 @@ impl Job {
         Job {
             stage: Stage::Begin,
             input: MergeCursor::new(sources),
+            part: KeyRange::default(),
             judge: Judge::new(readers),
             deeper,
             cutter,
             output: Output { context, writer: None, finished: Vec::new() },
         }
+    }
+
+    /// Bytes of sorted tables that it has written so far, about.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        let finished: u64 = self.output.finished.iter().map(|file| file.record.extent.len_bytes).sum();
+        finished + self.output.file_bytes().unwrap_or(0)
     }
 
     /// Do the next step.
@@ -160,7 +178,10 @@ impl Job {
     fn try_step(&mut self) -> Result<Progress> {
         match self.stage {
             Stage::Begin => {
-                self.input.seek_to_first()?;
+                match self.part.lower.clone() {
+                    Some(lower) => self.input.seek(&lower, Trailer::seek(Seq::MAX))?,
+                    None => self.input.seek_to_first()?,
+                }
                 self.stage = Stage::Merge;
                 self.merge_some()
             }
@@ -180,7 +201,7 @@ impl Job {
     fn merge_some(&mut self) -> Result<Progress> {
         let mut read_bytes = 0;
         while read_bytes < STEP_BYTES {
-            if !self.input.valid() {
+            if !self.input.valid() || self.part.is_above(self.input.key()) {
                 self.output.end_file()?;
                 self.stage = Stage::SyncDirectories;
                 break;

@@ -619,6 +619,7 @@ impl Engine {
         for _ in 0..self.options.compaction_threads {
             tasks.push(("strongroom-compact", Box::new(Compactor::new(self.clone()))));
         }
+        tasks.push(("strongroom-helper", Box::new(Compactor::helper(self.clone()))));
         tasks
     }
 }

@@ -49,6 +49,11 @@ impl Directory {
         &self.root
     }
 
+    /// How many bytes can still be written to files of it; `None` if nobody knows.
+    pub(crate) fn free_bytes(&self) -> Option<u64> {
+        self.vfs.free_bytes(&self.root).ok().flatten()
+    }
+
     /// The path of `name`.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)

@@ -379,6 +379,11 @@ impl Vfs for FaultVfs {
         self.inner.canonical(path)
     }
 
+    fn free_bytes(&self, path: &Path) -> io::Result<Option<u64>> {
+        let room = self.faults.room.lock().as_ref().map(|room| room.free_bytes);
+        Ok([room, self.inner.free_bytes(path)?].into_iter().flatten().min())
+    }
+
     fn check_private(&self, dir: &Path) -> io::Result<()> {
         self.before(Operation::CheckPrivate, &[dir])?;
         self.inner.check_private(dir)

@@ -95,6 +95,10 @@ pub trait Vfs: Send + Sync + Debug {
     /// `path` made absolute, with links in it resolved, so that two spellings of one place compare equal.
     /// The last components need not exist.
     fn canonical(&self, path: &Path) -> io::Result<PathBuf>;
+    /// How many bytes can still be written to files below `path`; `None` if nobody knows.
+    fn free_bytes(&self, _path: &Path) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
     /// Refuse with [`io::ErrorKind::PermissionDenied`] a directory that others than its owner may write:
     /// they could swap its files between two looks at them.
     fn check_private(&self, dir: &Path) -> io::Result<()>;

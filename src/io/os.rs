@@ -175,6 +175,12 @@ impl Vfs for OsVfs {
         Err(io::ErrorKind::NotFound.into())
     }
 
+    fn free_bytes(&self, path: &Path) -> io::Result<Option<u64>> {
+        let status = retry_on_intr(|| rustix::fs::statvfs(path))?;
+        // What is left for those who are not root.
+        Ok(Some(status.f_bavail.saturating_mul(status.f_frsize)))
+    }
+
     fn check_private(&self, dir: &Path) -> io::Result<()> {
         let mode = open_directory(dir)?.metadata()?.mode();
         if mode & 0o022 == 0 {

@@ -307,6 +307,10 @@ group! {
         Distribution stopped_by_memory_ns: Distribution, "ns";
         /// Stopped, because a table had too many files at level 0.
         Distribution stopped_by_level_zero_ns: Distribution, "ns";
+        /// Commits that were refused, because the disk had no room for them.
+        Counter refused_for_room: u64, "commits";
+        /// Bytes of the disk that are kept for what compactions under way may still write.
+        Gauge reserved_bytes: u64, "bytes";
         /// How fast flushes have lately been, in bytes that writers wrote: what fills the token bucket of writers that memory slows.
         Gauge flush_bytes_per_s: u64, "bytes/s";
         /// The same of merging level 0, for writers of a table that its files slow.

@@ -28,6 +28,7 @@ mod memory;
 mod metrics;
 mod model;
 mod permits;
+mod pressure;
 mod rotate;
 mod sessions;
 mod shutdown;

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::super::Readers;
-use super::super::plan::{Busy, Plan, Reason, flush_level, plan, urgency};
+use super::super::plan::{Busy, Plan, Reason, flush_level, plan, split, urgency};
+use crate::merge::KeyRange;
 use crate::options::StoreOptions;
 use crate::types::{LEVELS, Seq};
 use crate::version::tests::{add, file, file_with, remove};
@@ -188,6 +189,64 @@ fn a_flushed_file_lands_as_deep_as_nothing_overlaps_it() {
     let mut busy = Busy::default();
     busy.claim(&Plan { reason: Reason::Size, source, target, upper, lower, is_move: false });
     assert_eq!(level(&changes, &busy), LAST - 1);
+}
+
+#[test]
+fn a_large_job_is_cut_where_its_files_begin() {
+    // Parts of very different size leave one thread with most of the work; parts that overlap or leave a gap lose keys.
+    let low = |part: &KeyRange| part.lower.as_deref().map(|key| key[0]);
+    let cuts = |plan: &Plan| split(plan, &options()).iter().map(low).collect::<Vec<_>>();
+    let zero = |bytes| add(0, &file(90, b"a", b"z", bytes, (10, 19)));
+    let job = |source, target, changes: &[Change]| {
+        let version = with(changes);
+        let (upper, lower) = (version.files(source).to_vec(), version.files(target).to_vec());
+        let lower = if source == target { Vec::new() } else { lower };
+        Plan { reason: Reason::Size, source, target, upper, lower, is_move: false }
+    };
+    // 100 bytes are a full-size file, and 200 the least for a part.
+    let check = |source, target, changes: &[Change], expected: &[u8]| {
+        let plan = job(source, target, changes);
+        let expected: Vec<_> = std::iter::once(None).chain(expected.iter().copied().map(Some)).collect();
+        assert_eq!(cuts(&plan), expected);
+        let parts = split(&plan, &options());
+        assert!(parts.windows(2).all(|pair| pair[0].upper == pair[1].lower), "no gap, no overlap");
+        assert!(parts[0].lower.is_none() && parts[parts.len() - 1].upper.is_none());
+    };
+    check(0, LAST, &[zero(1000)], &[]);
+    check(0, LAST, &[vec![zero(90)], row(LAST, b'a', 3, 1)].concat(), &[]);
+    check(0, LAST, &[vec![zero(100)], row(LAST, b'a', 3, 1)].concat(), b"c");
+    check(0, LAST, &[vec![zero(2000)], row(LAST, b'a', 3, 1)].concat(), b"bc");
+    check(0, LAST, &[vec![zero(400)], row(LAST, b'a', 8, 1)].concat(), b"cdegh");
+    check(4, 5, &[row(4, b'a', 6, 1), vec![add(5, &file(50, b"a", b"z", 100, (0, 0)))]].concat(), b"ce");
+    // What goes to level 0 is to be one file.
+    let plan = Plan { target: 0, lower: Vec::new(), ..job(0, LAST, &[zero(5000)]) };
+    assert_eq!(cuts(&plan), [None]);
+    let many = job(0, LAST, &[vec![zero(1)], row(LAST, b'A', 50, 1)].concat());
+    assert_eq!(split(&many, &options()).len(), 16);
+}
+
+#[test]
+fn level_zero_is_merged_within_itself_only_while_it_cannot_go_down() {
+    // Otherwise it is written once more for nothing; and without it, readers look into ever more files and writers are stopped.
+    let zero = |number: u64, bytes| add(0, &file(number, b"a", b"z", bytes, (10 * number, 10 * number + 9)));
+    let mut busy = Busy::default();
+    let version = with(&(1..=4).map(|number| zero(number, 40)).collect::<Vec<_>>());
+    let down = plan(&version, &options(), &busy, &readers()).unwrap();
+    assert_eq!((down.reason, down.target), (Reason::LevelZero, LAST));
+    busy.claim(&down);
+    let version = version.apply(&(5..=7).map(|number| zero(number, 40)).collect::<Vec<_>>()).unwrap();
+    assert!(plan(&version, &options(), &busy, &readers()).is_none(), "three files are not too many");
+    let version = version.apply(&[zero(8, 40)]).unwrap();
+    let within = plan(&version, &options(), &busy, &readers()).unwrap();
+    assert_eq!((within.reason, within.source, within.target), (Reason::Crowded, 0, 0));
+    assert_eq!(numbers(&within.upper), [8, 7, 6, 5]);
+    assert_eq!(flush_level(&version, &options(), &busy, b"a", b"b"), 0);
+    // What comes out is to be small enough to go down soon: 200 bytes.
+    let version = version.apply(&[zero(9, 90)]).unwrap();
+    assert!(
+        plan(&version, &options(), &busy, &readers()).is_none(),
+        "90 and three times 40 bytes: three more would fit, not four"
+    );
 }
 
 /// What the simulation below knows about a file: its keys, each with the number of its newest version.

@@ -1,15 +1,22 @@
 //! The compactor: sorted tables are merged, the most urgent table first.
 //!
 //! What is to be merged, and what may be dropped by it, is [`compaction`](crate::compaction)'s business; here it is carried out
-//! beside everything else that goes on.
+//! beside everything else that goes on. What compactors share is in [`merges`](super::merges).
+//!
+//! # Helpers
+//! Besides the compactors there is one that begins nothing. While nobody commits and nothing is to be flushed, or while level 0 of a table is so full that
+//! who writes to it is slowed, it works on parts of the others' merges; as soon as somebody commits, it gives its part back as far as it
+//! is. So a machine's second core goes to whoever can use it. Readers are not asked: they wait for nothing that a compaction holds.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use super::{Background, JobKind, Writing};
-use crate::compaction::plan::{ClaimId, Plan, grandparents, plan};
+use super::merges::{Merge, Next, Part, Priority, State};
+use super::{JobKind, Writing};
+use crate::compaction::Readers;
+use crate::compaction::plan::{Plan, grandparents, plan, split};
 use crate::compaction::run::{Job, Progress, sync_directories};
 use crate::db::Engine;
 use crate::db::catalog::{Seat, TableState, View};
@@ -18,75 +25,92 @@ use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
 use crate::metrics::Count;
 use crate::sstable::FinishedTable;
-use crate::types::Slot;
+use crate::types::{Seq, Slot};
 use crate::version::Change;
 
-/// Tables to compact. A table is in the queue, or a compactor is at it, or there is nothing to do: read under one lock.
-#[derive(Default)]
-pub(super) struct Compactions {
-    /// Tables whose levels changed since they were last looked at, with the order in which they came.
-    queue: BTreeMap<Slot, (u64, Arc<TableState>)>,
-    came: u64,
-    /// How many compactors are at a table.
-    running: BTreeMap<Slot, usize>,
-}
-
-impl Compactions {
-    /// Tables in the queue, and those that are being compacted.
-    pub(super) fn tables(&self) -> usize {
-        self.queue.len() + self.running.keys().filter(|slot| !self.queue.contains_key(slot)).count()
-    }
-}
-
-impl Background {
-    /// A compactor has left this table alone.
-    fn compaction_over(&self, slot: Slot) {
-        let mut compactions = self.compactions.lock();
-        if let Some(count) = compactions.running.get_mut(&slot) {
-            *count -= 1;
-            if *count == 0 {
-                compactions.running.remove(&slot);
-            }
-        }
-    }
-}
+/// A store to which nothing was committed for this long has room for helpers.
+const IDLE: Duration = Duration::from_millis(20);
 
 /// Compacts tables, the most urgent first.
 pub(crate) struct Compactor {
     engine: Arc<Engine>,
+    /// A helper begins nothing, and helps only while the foreground is idle or has to wait anyway.
+    helper: Option<Foreground>,
     running: Option<Running>,
 }
 
-/// A compaction under way, and what it has taken of its table.
+/// What a compactor is at.
 struct Running {
-    table: Arc<TableState>,
-    plan: Plan,
-    claim: ClaimId,
-    /// None for a move, which has nothing to do.
-    job: Option<Job>,
-    began: Tick,
+    merge: Arc<Merge>,
+    part: Option<Part>,
+    is_owner: bool,
     _writing: Writing,
+}
+
+/// When something was last committed.
+struct Foreground {
+    visible: Seq,
+    since: Tick,
 }
 
 impl Compactor {
     pub(crate) fn new(engine: Arc<Engine>) -> Compactor {
-        Compactor { engine, running: None }
+        Compactor { engine, helper: None, running: None }
     }
 
-    /// The queued table with the most level-0 files, of equals the first to come; or until when there is nothing to do.
-    fn take(&self) -> Result<Arc<TableState>, Option<Tick>> {
-        let background = &self.engine.background;
-        let resting = background.resting(JobKind::Compaction, self.engine.env.clock.tick());
-        let compactions = &mut *background.compactions.lock();
-        let due = compactions.queue.iter().filter(|(slot, _)| !resting.contains_key(slot));
-        let urgent = due.max_by_key(|(_, (came, table))| (table.pressure.level_zero_files(), Reverse(*came)));
-        let urgent = urgent.map(|(slot, _)| *slot);
-        match urgent.and_then(|slot| compactions.queue.remove(&slot)) {
-            Some((_, table)) => {
-                *compactions.running.entry(table.slot).or_default() += 1;
-                Ok(table)
+    /// One that works on parts of other compactors' merges while nobody commits.
+    pub(crate) fn helper(engine: Arc<Engine>) -> Compactor {
+        let foreground = Foreground { visible: engine.visible.load(), since: engine.env.clock.tick() };
+        Compactor { engine, helper: Some(foreground), running: None }
+    }
+
+    /// Whether this compactor may work on a merge of somebody else's at present, and otherwise when to ask again.
+    fn may_help(&mut self, merge: &Merge) -> Result<(), Tick> {
+        let Some(foreground) = &mut self.helper else { return Ok(()) };
+        // Those who write to this table are slowed already: what helps them is the end of this.
+        let level_zero_files = merge.table.pressure.level_zero_files();
+        if merge.plan.source == 0 && level_zero_files >= self.engine.options.level_zero_slow_files {
+            return Ok(());
+        }
+        let (visible, now) = (self.engine.visible.load(), self.engine.env.clock.tick());
+        if visible != foreground.visible {
+            *foreground = Foreground { visible, since: now };
+        }
+        let idle_from = foreground.since.after(IDLE);
+        // Flushes come first.
+        let is_flushing = !self.engine.background.flushes.lock().is_empty();
+        if is_flushing || now < idle_from { Err(idle_from.max(now.after(IDLE))) } else { Ok(()) }
+    }
+
+    /// Find something to do.
+    fn find(&mut self, seen: u64) -> Step {
+        let engine = self.engine.clone();
+        let resting = engine.background.resting(JobKind::Compaction, engine.env.clock.tick());
+        let next = match self.helper {
+            Some(_) => engine.background.compactions.lock().open_merge().map_or(Next::Rest(None), Next::Part),
+            None => engine.background.compactions.lock().next(&resting),
+        };
+        match next {
+            Next::Rest(until) => engine.wait_for_work(seen, until),
+            Next::Part(merge) => {
+                if let Err(again) = self.may_help(&merge) {
+                    return engine.wait_for_work(seen, Some(again));
+                }
+                if let Some(writing) = Writing::begin(&engine)
+                    && let Some(part) = merge.take()
+                {
+                    self.running = Some(Running { merge, part: Some(part), is_owner: false, _writing: writing });
+                }
+                Step::Again
             }
-            None => Err(compactions.queue.keys().filter_map(|slot| resting.get(slot)).min().copied()),
+            Next::Table(table) => match self.begin(&table) {
+                Ok(Some(running)) => {
+                    self.running = Some(running);
+                    Step::Again
+                }
+                Ok(None) => self.end(&table, Ok(false)),
+                Err(error) => self.end(&table, Err(error)),
+            },
         }
     }
 
@@ -112,54 +136,149 @@ impl Compactor {
             let claim = structure.busy.claim(&plan);
             (view, plan, claim, readers)
         };
-        let began = engine.env.clock.tick();
-        if plan.is_move {
-            return Ok(Some(Running { table: table.clone(), plan, claim, job: None, began, _writing: writing }));
-        }
-        let open = engine.readers.opener(&table.settings, &view.keys);
-        let limits = grandparents(&view.version, &plan, &engine.options);
-        match Job::compaction(engine.job_context(table, &view), &plan, &view.version, readers, limits, open) {
-            Ok(job) => {
-                Ok(Some(Running { table: table.clone(), plan, claim, job: Some(job), began, _writing: writing }))
-            }
+        let room = match engine.reserve(&plan) {
+            Ok(room) => room,
             Err(error) => {
                 table.structure.lock().busy.release(claim);
-                Err(error)
+                return Err(error);
             }
+        };
+        let jobs = match self.jobs(table, &view, &plan, &readers) {
+            Ok(jobs) => jobs,
+            Err(error) => {
+                table.structure.lock().busy.release(claim);
+                return Err(error);
+            }
+        };
+        let priority = Priority::of(&view.version, &engine.options);
+        let is_shared = jobs.len() > 1;
+        let merge = Merge::new(table, (plan, claim, room), priority, engine.env.clock.tick(), jobs);
+        if is_shared {
+            engine.background.offer_merge(&merge);
         }
+        Ok(Some(Running { merge, part: None, is_owner: true, _writing: writing }))
     }
 
-    /// One step; true once the compaction is installed.
-    fn advance(&self, running: &mut Running) -> Result<bool> {
-        // Given up at once, so that its keys and blocks leave memory.
-        if let Some(error) = running.table.access.refused(running.table.id) {
-            return Err(error);
+    /// A job for each part of a plan.
+    fn jobs(&self, table: &Arc<TableState>, view: &View, plan: &Plan, readers: &Readers) -> Result<Vec<Job>> {
+        let engine = &self.engine;
+        if plan.is_move {
+            return Ok(Vec::new());
         }
-        let files = match &mut running.job {
-            None => Vec::new(),
-            Some(job) => match job.step()? {
-                Progress::More { .. } => return Ok(false),
-                Progress::Done(files) => files,
-            },
+        let open = engine.readers.opener(&table.settings, &view.keys);
+        let job = |part| {
+            let mut context = engine.job_context(table, view);
+            if plan.target == 0 {
+                // One file: every file of level 0 counts.
+                context.file_bytes = u64::MAX;
+            }
+            let limits = grandparents(&view.version, plan, &engine.options);
+            Job::compaction(context, (plan, part), &view.version, readers.clone(), limits, open.clone())
         };
-        let installed = self.engine.install_compaction(&running.table, &running.plan, &files);
+        split(plan, &engine.options).into_iter().map(job).collect()
+    }
+
+    /// One step of what this compactor is at.
+    fn go_on(&mut self, mut running: Running, seen: u64) -> Step {
+        let merge = running.merge.clone();
+        // Given up at once, so that its keys and blocks leave memory.
+        if let Some(error) = merge.table.access.refused(merge.table.id) {
+            merge.end(Some(error));
+        }
+        match merge.state() {
+            State::Open => {}
+            _ if !running.is_owner => return self.leave(running),
+            State::Done => {
+                let installed = self.install(&merge);
+                return self.close(running, installed.map(|()| true));
+            }
+            State::Failed(error) => return self.close(running, Err(error)),
+            State::GivenUp => {
+                self.running = Some(running);
+                self.give_up();
+                return Step::Again;
+            }
+        }
+        if !running.is_owner && self.may_help(&merge).is_err() {
+            return self.leave(running);
+        }
+        let Some(mut part) = running.part.take().or_else(|| merge.take()) else {
+            // The last parts are others', who raise this when they are done.
+            self.running = Some(running);
+            return self.engine.wait_for_work(seen, None);
+        };
+        let written_bytes = part.job.written_bytes();
+        let stepped = part.job.step();
+        merge.room.spend(part.job.written_bytes().saturating_sub(written_bytes));
+        match stepped {
+            Ok(Progress::More { .. }) => running.part = Some(part),
+            Ok(Progress::Done(files)) => merge.finish(part, files),
+            Err(error) => {
+                drop(part);
+                merge.end(Some(error));
+            }
+        }
+        if running.is_owner || running.part.is_some() {
+            self.running = Some(running);
+            return Step::Again;
+        }
+        self.leave(running)
+    }
+
+    /// Leave a merge to its owner and the others.
+    fn leave(&mut self, mut running: Running) -> Step {
+        if let Some(part) = running.part.take() {
+            running.merge.put_back(part);
+        }
+        drop(running);
+        self.engine.background.work.raise();
+        Step::Again
+    }
+
+    fn install(&self, merge: &Merge) -> Result<()> {
+        let files = merge.take_outputs();
+        let installed = self.engine.install_compaction(&merge.table, &merge.plan, &files);
         match &installed {
-            Ok(()) if running.plan.source == 0 => self.engine.note_merged(running.plan.upper.len(), running.began),
+            Ok(()) if merge.plan.source == 0 => self.engine.note_merged(merge.plan.upper.len(), merge.began),
             Ok(()) => {}
             Err(_) => self.engine.discard(files.iter()),
         }
         if installed.is_ok() {
-            self.engine.count_compaction(&running.plan, &files, running.began);
+            self.engine.count_compaction(&merge.plan, &files, merge.began);
         }
-        installed.map(|()| true)
+        installed
     }
 
-    /// Give the running compaction up: its files are removed, and it will be planned anew.
+    /// The merge that this compactor owns is over.
+    fn close(&mut self, running: Running, outcome: Result<bool>) -> Step {
+        let merge = running.merge.clone();
+        self.release(&merge);
+        // Jobs let go of their inputs before anybody asks whether they are still looked at.
+        drop(running);
+        let table = merge.table.clone();
+        drop(merge);
+        self.engine.readers.remove_obsolete();
+        self.end(&table, outcome)
+    }
+
+    fn release(&self, merge: &Arc<Merge>) {
+        self.engine.background.withdraw_merge(merge);
+        merge.table.structure.lock().busy.release(merge.claim);
+        // None, if they were installed.
+        self.engine.discard(merge.take_outputs().iter());
+    }
+
+    /// Give up what this compactor is at: files are removed, and the owner has it planned anew.
     fn give_up(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.table.structure.lock().busy.release(running.claim);
-            self.engine.enqueue_compaction(&running.table);
-            self.engine.background.compaction_over(running.table.slot);
+        let Some(Running { merge, part, is_owner, .. }) = self.running.take() else { return };
+        drop(part);
+        merge.end(None);
+        if is_owner {
+            self.release(&merge);
+            self.engine.enqueue_compaction(&merge.table);
+            self.engine.background.compaction_over(merge.table.slot);
+        } else {
+            self.engine.background.work.raise();
         }
     }
 
@@ -194,33 +313,9 @@ impl Task for Compactor {
             self.give_up();
             return self.engine.wait_for_work(seen, None);
         }
-        let Some(mut running) = self.running.take() else {
-            let table = match self.take() {
-                Ok(table) => table,
-                Err(again) => return self.engine.wait_for_work(seen, again),
-            };
-            return match self.begin(&table) {
-                Ok(Some(running)) => {
-                    self.running = Some(running);
-                    Step::Again
-                }
-                Ok(None) => self.end(&table, Ok(false)),
-                Err(error) => self.end(&table, Err(error)),
-            };
-        };
-        match self.advance(&mut running) {
-            Ok(false) => {
-                self.running = Some(running);
-                Step::Again
-            }
-            outcome => {
-                running.table.structure.lock().busy.release(running.claim);
-                let table = running.table.clone();
-                // The job lets go of its inputs before anybody asks whether they are still looked at.
-                drop(running);
-                self.engine.readers.remove_obsolete();
-                self.end(&table, outcome)
-            }
+        match self.running.take() {
+            Some(running) => self.go_on(running, seen),
+            None => self.find(seen),
         }
     }
 }
@@ -250,12 +345,9 @@ impl Engine {
 
     /// Have a table's levels looked at.
     pub(crate) fn enqueue_compaction(&self, table: &Arc<TableState>) {
-        {
-            let mut compactions = self.background.compactions.lock();
-            compactions.came += 1;
-            let came = compactions.came;
-            compactions.queue.entry(table.slot).or_insert_with(|| (came, table.clone()));
-        }
+        let view = table.view.load_owned();
+        let priority = view.map_or(Priority::default(), |view| Priority::of(&view.version, &self.options));
+        self.background.compactions.lock().enqueue(table, priority);
         self.background.work.raise();
     }
 
@@ -277,11 +369,7 @@ impl Engine {
         self.background.resume();
         tables.iter().for_each(|table| self.enqueue_compaction(table));
         let slots: BTreeSet<Slot> = tables.iter().map(|table| table.slot).collect();
-        self.settle(JobKind::Compaction, &slots, || {
-            let compactions = self.background.compactions.lock();
-            let mut busy = compactions.queue.keys().chain(compactions.running.keys());
-            !busy.any(|slot| slots.contains(slot))
-        })
+        self.settle(JobKind::Compaction, &slots, || !self.background.compactions.lock().any_of(&slots))
     }
 
     /// Replace a compaction's inputs by its outputs, in the manifest and for readers.

@@ -86,9 +86,23 @@ impl Flusher {
         if items.is_empty() {
             return Err(again);
         }
+        let items = self.those_with_room(items).ok_or(Some(began))?;
         let writing = Writing::begin(&self.engine).ok_or(None)?;
         self.batch = Some(FlushBatch { items, outputs: Vec::new(), job: None, began, withdrawals, _writing: writing });
         Ok(())
+    }
+
+    /// The first of these memtables for which the disk has room, one after the other; none if not even the first has. Its table then rests.
+    fn those_with_room(&self, mut items: Vec<FlushItem>) -> Option<Vec<FlushItem>> {
+        let bytes = |items: &[FlushItem]| items.iter().map(|item| item.memory.table.bytes()).sum();
+        while let Err(error) = self.engine.require_for_flush(bytes(&items)) {
+            if items.len() == 1 {
+                self.engine.job_failed(JobKind::Flush, &items[0].table, error);
+                return None;
+            }
+            items.truncate(items.len() / 2);
+        }
+        Some(items)
     }
 
     /// One step of the batch; whether it is done.

@@ -141,6 +141,7 @@ impl Engine {
         if self.log.spare_end().is_some() {
             return Ok(());
         }
+        self.require_for_segment()?;
         let number = self.next_file()?;
         let spare = self.log.create_segment(number)?;
         // Number and salt are in the manifest before the first acknowledgement from this segment.

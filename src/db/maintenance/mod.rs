@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! flusher    frozen memtables become sorted tables: all files synced, directories synced, one manifest append
-//! compactor  sorted tables are merged, those of the table with the most level-0 files first
+//! compactor  sorted tables are merged, those of the table with the most level-0 files first; helpers take parts of large merges (merges.rs)
 //! rotator    what is under an old generation of a table's key is written anew (rotate.rs)
 //! ticker     a few times a second: the tick that permits are compared with, and nothing that could keep it waiting
 //! keeper     a few times a second: the next log segment, memtables that hold the oldest one, files that nobody needs
@@ -10,6 +10,7 @@
 //! custodian  tables whose key is refused leave memory, and the log if it must go (access.rs, park.rs)
 //! prober     asks whether refused keys are back; it too asks providers (access.rs)
 //! pressure   what memtables cost, and when writers are slowed; throttle, by how much
+//! space      room on the disk: what would not fit is not begun
 //! failures   what became of jobs that failed
 //! ```
 //!
@@ -22,8 +23,10 @@ mod compact;
 mod failures;
 mod flush;
 mod keeper;
+mod merges;
 mod pressure;
 mod rotate;
+mod space;
 #[cfg(test)]
 mod tests;
 mod throttle;
@@ -34,15 +37,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use self::compact::Compactions;
 pub(super) use self::compact::Compactor;
 use self::failures::{Failure, JobKind};
 use self::flush::FlushItem;
 pub(super) use self::flush::Flusher;
 pub(super) use self::keeper::{Keeper, Ticker};
+use self::merges::Compactions;
 use self::pressure::Dirty;
 use self::rotate::Rotations;
 pub(super) use self::rotate::Rotator;
+use self::space::Space;
 pub(in crate::db) use self::throttle::Bucket;
 use self::throttle::Drain;
 use super::Engine;
@@ -109,6 +113,8 @@ pub(crate) struct Background {
     merging: Drain,
     /// Bytes of memtables per file that was flushed last.
     flushed_file_bytes: AtomicU64,
+    /// Room on the disk.
+    pub(in crate::db) space: Space,
     /// Tables whose key is refused.
     pub(in crate::db) custody: Custody,
     #[cfg(test)]
@@ -142,6 +148,7 @@ impl Background {
             flushing: Drain::new(RATE_ASSUMED),
             merging: Drain::new(RATE_ASSUMED),
             flushed_file_bytes: AtomicU64::new(0),
+            space: Space::default(),
             custody: Custody::default(),
             #[cfg(test)]
             after_look: tests::AfterLook::default(),
@@ -211,6 +218,7 @@ impl Background {
         metrics.memtables.frozen = self.flushes.lock().len() as u64;
         metrics.stalls.flush_bytes_per_s = self.flushing.rate();
         metrics.stalls.merge_bytes_per_s = self.merging.rate();
+        metrics.stalls.reserved_bytes = self.space.reserved_bytes();
         metrics.compactions.queued_tables = self.compactions.lock().tables() as u64;
         metrics.keys.tables_in_use = self.in_use.lock().len() as u64;
         metrics.keys.rotating_tables = self.rotations.tables() as u64;

@@ -177,6 +177,7 @@ impl Engine {
     /// Wait for room for these writes: not at all while background work keeps up, a little while it is behind, until it is
     /// done when there is no room.
     pub(crate) fn throttle(&self, writes: &dyn WriteSet) -> Result<()> {
+        self.take_room(writes)?;
         match self.congestion(writes.tables()) {
             None => Ok(()),
             Some((Fill::STOP, reason)) => self.stop(writes.tables(), reason),

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::compact::file_bytes;
+use super::space::Reservation;
 use super::{Background, JobKind, Writing};
 use crate::compaction::plan::{ClaimId, Plan, rewrite};
 use crate::compaction::run::{Job, Progress};
@@ -127,6 +128,7 @@ struct Rewriting {
     claim: ClaimId,
     job: Job,
     began: Tick,
+    _room: Reservation,
     _writing: Writing,
 }
 
@@ -199,13 +201,20 @@ impl Rotator {
             let claim = structure.busy.claim(&plan);
             (view, plan, claim, engine.moments.readers(&engine.visible))
         };
+        let room = match engine.reserve(&plan) {
+            Ok(room) => room,
+            Err(error) => {
+                table.structure.lock().busy.release(claim);
+                return Err(error);
+            }
+        };
         let mut context = engine.job_context(table, &view);
         // One file becomes one file: level 0 has as many as before.
         context.file_bytes = u64::MAX;
         let open = engine.readers.opener(&table.settings, &view.keys);
         let job = Job::rewrite(context, &plan, readers, open);
         let began = engine.env.clock.tick();
-        Ok(Some(Rewriting { table: table.clone(), plan, claim, job, began, _writing: writing }))
+        Ok(Some(Rewriting { table: table.clone(), plan, claim, job, began, _room: room, _writing: writing }))
     }
 
     /// One step; true once the file has been replaced.
@@ -287,10 +296,10 @@ impl Rotator {
         match self.advance(&mut rewriting) {
             Ok(false) => self.running = Some(rewriting),
             outcome => {
-                let Rewriting { table, plan, claim, job, began, _writing } = rewriting;
+                let Rewriting { table, plan, claim, job, began, _room, _writing } = rewriting;
                 table.structure.lock().busy.release(claim);
                 // It lets go of its input before anybody asks whether that is still looked at.
-                drop((job, _writing));
+                drop((job, _room, _writing));
                 let bytes = plan.input_bytes();
                 drop(plan);
                 match outcome {
