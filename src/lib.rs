@@ -65,6 +65,7 @@ mod memtable;
 mod merge;
 mod sstable;
 mod sync;
+mod trace;
 mod value;
 mod version;
 mod wal;

@@ -128,6 +128,24 @@ pub(crate) enum ProviderOperation {
     ScheduleKeyDeletion,
 }
 
+impl ProviderOperation {
+    /// In a word.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            ProviderOperation::DescribeKey => "describe_key",
+            ProviderOperation::OwnedKey => "owned_key",
+            ProviderOperation::ManagedKey => "managed_key",
+            ProviderOperation::GenerateDataKey => "generate_data_key",
+            ProviderOperation::Decrypt => "decrypt",
+            ProviderOperation::Encrypt => "encrypt",
+            ProviderOperation::ReEncrypt => "re_encrypt",
+            ProviderOperation::CreateGrant => "create_grant",
+            ProviderOperation::RetireGrant => "retire_grant",
+            ProviderOperation::ScheduleKeyDeletion => "schedule_key_deletion",
+        }
+    }
+}
+
 const OPERATIONS: usize = ProviderOperation::ScheduleKeyDeletion as usize + 1;
 /// An answer, or one of the classes of failures.
 const OUTCOMES: usize = 6;

@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::format::log::{ENVELOPE_SECTIONS_MAX, LogPoint};
 use crate::metrics::Count;
 use crate::options::Durability;
+use crate::trace;
 use crate::types::{Kind, Seq, Trailer};
 use crate::wal::{self, LogWriter};
 
@@ -124,6 +125,7 @@ impl Engine {
         if self.log.is_synced(point) {
             return Ok(());
         }
+        let _span = trace::span!(TRACE, "sync"; segment = point.segment.0, bytes = point.end_bytes).entered();
         let began = self.env.clock.tick();
         let outcome = self.log.sync(point).map_err(|error| self.poison(error));
         self.meters.sync_ns.record(self.env.clock.tick().since(began));
@@ -225,6 +227,7 @@ impl Engine {
 
     /// Log, memtables, visibility: in this order.
     fn write_group(&self, writer: &mut LogWriter, sections: &mut [Section<'_>]) -> Result<LogPoint> {
+        let _span = trace::span!(TRACE, "group"; tables = sections.len() as u64).entered();
         let mut last = self.visible.load();
         let first = last.advanced(1).ok_or_else(sequence_exhausted)?;
         for section in sections.iter_mut() {

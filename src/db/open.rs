@@ -41,6 +41,7 @@ use crate::io::{EntryKind, Lock, Signal, Task};
 use crate::keys::trail::{Trail, TrailEnd};
 use crate::keys::{KeyBroker, KeyProvider, KeySet, SystemKeys, TableLease, refuse_keyring_inside};
 use crate::sync::VisibleSeq;
+use crate::trace;
 use crate::types::{Epoch, FileNumber, Generation, Slot, StoreId, TableId};
 use crate::version::manifest::{self, Manifest};
 use crate::version::state::{SegmentEnd, SegmentMeta, State, StoreMeta};
@@ -89,6 +90,8 @@ impl Opening {
         let provider = builder.provider.clone().ok_or_else(missing)?;
         let dir = Arc::new(Directory::new(builder.env.vfs.clone(), builder.path.clone()));
         let events = builder.events.clone().unwrap_or_else(|| Arc::new(NoSink));
+        #[cfg(feature = "tracing")]
+        let events = trace::heard(events);
         for provider in [Some(&provider), builder.owned_provider.as_ref()].into_iter().flatten() {
             refuse_keyring_inside(&**provider, &builder.path, &*builder.env.vfs)?;
         }
@@ -131,6 +134,7 @@ impl Opening {
     // ---- create ----
 
     pub(super) fn create(self) -> Result<Store> {
+        let _span = trace::span!(INFO, "create").entered();
         self.check_vacant()?;
         let store = StoreId::from_bytes(self.random()?);
         let lineage = self.random()?;
@@ -242,6 +246,7 @@ impl Opening {
     // ---- open ----
 
     pub(super) fn open(self) -> Result<Store> {
+        let _span = trace::span!(INFO, "open").entered();
         let not_a_store = || Error::NotAStore { path: self.path() };
         match self.dir.metadata("")? {
             Some(metadata) if metadata.kind == EntryKind::Directory => {}
@@ -268,6 +273,15 @@ impl Opening {
             return Err(Error::RolledBack { found: state.epoch, attested });
         }
         let trail_end = self.find_trail(state.store.store, &system.keys, state.trail.as_ref())?;
+
+        trace::event!(
+            INFO, "recovered";
+            clean = found.closed,
+            tables = state.tables.len() as u64,
+            log_segments = state.segments.len() as u64,
+            discarded_log_bytes = log.discarded_bytes,
+            discarded_manifest_bytes = found.discarded_bytes
+        );
 
         // From here on the directory changes.
         if !found.closed {
@@ -429,7 +443,7 @@ impl Opening {
         state.next_file = state.next_file.max(next_file);
         log.offer_spare(segment);
         if let (Some(setting), Some(end)) = (&self.builder.trail, &trail_end) {
-            let trail = Trail::new(setting, state.store.store, end, system.clone(), &env, self.builder.events.clone());
+            let trail = Trail::new(setting, state.store.store, end, system.clone(), &env, Some(self.events.clone()));
             for meta in state.tables.values() {
                 trail.name_table(meta.record.id, &meta.record.name);
             }

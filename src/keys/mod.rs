@@ -61,13 +61,14 @@ pub(crate) use self::system::SystemKeys;
 use self::time::StoreTime;
 use self::trail::{Call, Managed, Owned, Retire, Trail};
 use crate::crypto::TableKey;
-use crate::error::{Error, ProviderError, ProviderReason, Result};
+use crate::error::{Error, ProviderClass, ProviderError, ProviderReason, Result};
 use crate::event::{Event, EventSink};
 use crate::format::keyfile::{KeyFile, MasterKind, WRAPPED_BYTES_MAX, Wrap};
 use crate::format::manifest::GrantRecord;
 use crate::io::{Clock, Environment, Scheduler, Tick, Vfs};
 use crate::metrics::Meters;
 use crate::options::MasterKey;
+use crate::trace;
 use crate::types::{Generation, StoreId, TableId};
 
 /// Names the store in every encryption context.
@@ -494,10 +495,12 @@ impl KeyBroker {
     /// Ask the provider of this kind of key: the one way on which requests leave the store. They are recorded once the answer is there and
     /// before it is used, unless they are about the owned key. No lock may be held.
     fn ask<C: Call>(&self, kind: MasterKind, call: &C) -> ProviderResult<C::Answer> {
+        let _span = trace::span!(DEBUG, "provider"; operation = C::OPERATION.name()).entered();
         let asked = self.clock.tick();
         let answer = guarded(|| call.send(self.provider(kind)));
         let lasted_ns = self.clock.tick().since(asked);
         self.meters.provider_asked(C::OPERATION, answer.as_ref(), lasted_ns);
+        trace::event!(DEBUG, "answered"; outcome = outcome(answer.as_ref().err()), lasted_ns = lasted_ns);
         match self.trail.get() {
             Some(trail) if kind != MasterKind::Owned => trail.provider_asked(call, &answer).and(answer),
             _ => answer,
@@ -519,6 +522,18 @@ impl KeyBroker {
         if let Some(events) = &self.events {
             events.event(&event);
         }
+    }
+}
+
+/// What came of a request, in a word.
+fn outcome(error: Option<&ProviderError>) -> &'static str {
+    match error.map(ProviderError::class) {
+        None => "ok",
+        Some(ProviderClass::Transient) => "transient",
+        Some(ProviderClass::Principal) => "principal",
+        Some(ProviderClass::Key) => "key",
+        Some(ProviderClass::Material) => "material",
+        Some(ProviderClass::Request) => "request",
     }
 }
 

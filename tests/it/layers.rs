@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// Each line may use the lines before it, and no other part of its own line; the first line's parts see each other.
 const LAYERS: [&[&str]; 10] = [
-    &["types", "error", "options", "event", "cursor", "value", "sync", "metrics"],
+    &["types", "error", "options", "event", "cursor", "value", "sync", "metrics", "trace"],
     &["io"],
     &["crypto"],
     &["format"],

@@ -35,6 +35,8 @@ mod shutdown;
 mod smoke;
 mod tamper;
 mod threads;
+#[cfg(feature = "tracing")]
+mod tracing;
 #[cfg(feature = "trail")]
 mod trail;
 #[cfg(feature = "cli")]

@@ -25,6 +25,7 @@ use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
 use crate::metrics::Count;
 use crate::sstable::FinishedTable;
+use crate::trace;
 use crate::types::{Seq, Slot};
 use crate::version::Change;
 
@@ -181,6 +182,7 @@ impl Compactor {
     /// One step of what this compactor is at.
     fn go_on(&mut self, mut running: Running, seen: u64) -> Step {
         let merge = running.merge.clone();
+        let _span = merge.span.entered();
         // Given up at once, so that its keys and blocks leave memory.
         if let Some(error) = merge.table.access.refused(merge.table.id) {
             merge.end(Some(error));
@@ -328,6 +330,7 @@ impl Drop for Compactor {
 
 impl Engine {
     fn count_compaction(&self, plan: &Plan, files: &[FinishedTable], began: Tick) {
+        trace::event!(DEBUG, "compacted"; files = files.len() as u64, written_bytes = file_bytes(files));
         let inputs = plan.inputs().count() as u64;
         if plan.is_move {
             self.meters.count(Count::CompactionMoves, inputs);

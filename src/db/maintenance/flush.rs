@@ -19,6 +19,7 @@ use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
 use crate::metrics::Count;
 use crate::sstable::FinishedTable;
+use crate::trace::{self, Span};
 use crate::types::Slot;
 use crate::version::Change;
 
@@ -45,6 +46,7 @@ struct FlushBatch {
     outputs: Vec<Vec<FinishedTable>>,
     job: Option<Job>,
     began: Tick,
+    span: Span,
     /// How often memtables were withdrawn when this was last looked at.
     withdrawals: u64,
     _writing: Writing,
@@ -88,7 +90,9 @@ impl Flusher {
         }
         let items = self.those_with_room(items).ok_or(Some(began))?;
         let writing = Writing::begin(&self.engine).ok_or(None)?;
-        self.batch = Some(FlushBatch { items, outputs: Vec::new(), job: None, began, withdrawals, _writing: writing });
+        let span = trace::span!(DEBUG, "flush"; memtables = items.len() as u64);
+        self.batch =
+            Some(FlushBatch { span, items, outputs: Vec::new(), job: None, began, withdrawals, _writing: writing });
         Ok(())
     }
 
@@ -109,6 +113,7 @@ impl Flusher {
     fn advance(&mut self) -> Result<bool> {
         self.leave_out_withdrawn();
         let Some(batch) = &mut self.batch else { return Ok(true) };
+        let _span = batch.span.entered();
         if let Some(job) = &mut batch.job {
             match job.step() {
                 Ok(Progress::More { .. }) => {}
@@ -363,6 +368,7 @@ impl Engine {
             tally.add(Count::FlushFiles, files);
             tally.add(Count::FlushBytes, written);
         });
+        trace::event!(DEBUG, "flushed"; memtables = memtables as u64, files = files, written_bytes = written);
         self.meters.flush_ns.record(self.env.clock.tick().since(batch.began));
         self.note_flushed(bytes, memtables, batch.began);
         self.remove_parked(&unparked);

@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::io::Tick;
 use crate::options::StoreOptions;
 use crate::sstable::FinishedTable;
+use crate::trace::{self, Span};
 use crate::types::Slot;
 use crate::version::Version;
 
@@ -169,6 +170,7 @@ pub(super) struct Merge {
     pub(super) room: Reservation,
     pub(super) priority: Priority,
     pub(super) began: Tick,
+    pub(super) span: Span,
     progress: Mutex<Parts>,
 }
 
@@ -213,10 +215,17 @@ impl Merge {
         began: Tick,
         jobs: Vec<Job>,
     ) -> Arc<Merge> {
+        let span = trace::span!(
+            DEBUG, "compaction", table = table.id;
+            source = plan.source as u64,
+            target = plan.target as u64,
+            read_bytes = plan.input_bytes(),
+            parts = jobs.len() as u64
+        );
         let outputs = jobs.iter().map(|_| None).collect();
         let waiting = jobs.into_iter().enumerate().rev().map(|(index, job)| Part { index, job }).collect();
         let progress = Mutex::new(Parts { waiting, outputs, end: None });
-        Arc::new(Merge { table: table.clone(), plan, claim, room, priority, began, progress })
+        Arc::new(Merge { table: table.clone(), plan, claim, room, priority, began, span, progress })
     }
 
     /// A part to work on.

@@ -21,6 +21,7 @@ use crate::db::catalog::{Memory, Seat, TableState, View};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::io::Tick;
+use crate::trace;
 use crate::types::{FileNumber, Slot};
 
 /// A commit freezes at most so many memtables because of the budget: the next commit goes on with it, and none waits for thousands.
@@ -31,6 +32,16 @@ const FREEZES_PER_COMMIT: usize = 8;
 enum Reason {
     Memory,
     LevelZero,
+}
+
+impl Reason {
+    /// In a word.
+    fn name(self) -> &'static str {
+        match self {
+            Reason::Memory => "memory",
+            Reason::LevelZero => "level zero",
+        }
+    }
 }
 
 /// Tables whose active memtable has entries, the largest at hand.
@@ -212,6 +223,7 @@ impl Engine {
         // Background work may be quiet, and what is in memory may have come from the log: then nobody is at it yet.
         self.background.resume();
         self.relieve_budget_soon();
+        let _span = trace::span!(INFO, "stall"; reason = reason.name()).entered();
         self.events.event(&Event::StallBegan);
         let began = self.env.clock.tick();
         let mut failed = None;

@@ -37,6 +37,7 @@ use crate::format::manifest::Edit;
 use crate::io::{Step, Task, Tick};
 use crate::keys::KeySet;
 use crate::metrics::Count;
+use crate::trace::{self, Span};
 use crate::types::{FileNumber, Generation, Slot, TableId};
 
 /// Stands for the system key where tables are told apart by their slots; no table has it.
@@ -128,6 +129,7 @@ struct Rewriting {
     claim: ClaimId,
     job: Job,
     began: Tick,
+    span: Span,
     _room: Reservation,
     _writing: Writing,
 }
@@ -214,11 +216,17 @@ impl Rotator {
         let open = engine.readers.opener(&table.settings, &view.keys);
         let job = Job::rewrite(context, &plan, readers, open);
         let began = engine.env.clock.tick();
-        Ok(Some(Rewriting { table: table.clone(), plan, claim, job, began, _room: room, _writing: writing }))
+        let span = trace::span!(
+            DEBUG, "rewrite", table = table.id;
+            generation = u64::from(newest.0),
+            read_bytes = plan.input_bytes()
+        );
+        Ok(Some(Rewriting { table: table.clone(), plan, claim, job, began, span, _room: room, _writing: writing }))
     }
 
     /// One step; true once the file has been replaced.
     fn advance(&mut self, rewriting: &mut Rewriting) -> Result<bool> {
+        let _span = rewriting.span.entered();
         let files = match rewriting.job.step()? {
             Progress::More { read_bytes } => {
                 let rate = self.engine.options.rotation_bytes_per_sec;
@@ -296,7 +304,7 @@ impl Rotator {
         match self.advance(&mut rewriting) {
             Ok(false) => self.running = Some(rewriting),
             outcome => {
-                let Rewriting { table, plan, claim, job, began, _room, _writing } = rewriting;
+                let Rewriting { table, plan, claim, job, began, _room, _writing, .. } = rewriting;
                 table.structure.lock().busy.release(claim);
                 // It lets go of its input before anybody asks whether that is still looked at.
                 drop((job, _room, _writing));
