@@ -67,7 +67,7 @@ impl Engine {
         if let Some(cause) = self.poison.get() {
             return Err(Error::Poisoned { cause: Arc::new(cause.clone()) });
         }
-        self.sync_log(self.log.end())?;
+        self.log.finish(&writer).map_err(|error| self.poison(error))?;
         let end = self.log.end();
         let end = match writer.has_segment() {
             true => end,

@@ -13,6 +13,8 @@
 //! itself is not to be trusted, frames of a journal are searched for; the second unit of a key file begins in the middle;
 //! a sorted table's other frames cannot be found without its sealed footer, so the walk ends.
 //!
+//! The log alone may end in zeros: room that was reserved and not written to.
+//!
 //! Without a key, nothing here says that a file is authentic, complete, or the right one. The log's live segment may end in
 //! a torn frame after a power cut; whoever reports findings says so.
 
@@ -54,6 +56,8 @@ enum State {
     Journal(JournalHead),
     /// A journal frame begins at the position or behind it.
     Search,
+    /// Nothing but zeros stands from this offset to the position: room of a log segment, unless something comes behind it.
+    Reserved(u64),
     Done,
 }
 
@@ -70,7 +74,7 @@ impl Scrub {
             State::Head => self.head_bytes() as u64,
             State::Frame(head) => head.frame_bytes(),
             State::Journal(head) => head.frame_bytes(),
-            State::Search => SEARCH_BYTES,
+            State::Search | State::Reserved(_) => SEARCH_BYTES,
             State::Done => return None,
         };
         Some(self.position..self.len_bytes.min(self.position.saturating_add(len)))
@@ -113,6 +117,7 @@ impl Scrub {
                 self.search(bytes);
                 Ok(())
             }
+            State::Reserved(from) => self.reserved(from, bytes, file),
             State::Done => Ok(()),
         }
     }
@@ -129,6 +134,10 @@ impl Scrub {
     }
 
     fn head(&mut self, bytes: &[u8], place: &Where<'_>) -> Result<()> {
+        if self.kind == FileKind::Log && bytes.iter().all(|byte| *byte == 0) {
+            self.state = State::Reserved(self.position);
+            return Ok(());
+        }
         self.breaks_off = bytes.len() < self.head_bytes();
         let state = if self.is_journal() {
             JournalHead::decode(bytes, place).map(State::Journal)
@@ -186,6 +195,15 @@ impl Scrub {
         } else {
             self.go_to(self.position + passed, State::Search);
         }
+    }
+
+    fn reserved(&mut self, from: u64, window: &[u8], file: &str) -> Result<()> {
+        if window.iter().all(|byte| *byte == 0) {
+            self.go_to(self.position + window.len() as u64, State::Reserved(from));
+            return Ok(());
+        }
+        self.go_to(from + 1, State::Search);
+        Err(Where::new(file, from).bit_rot("zeros stand where a frame begins, and something behind them"))
     }
 
     /// What stands at the position says nothing about what follows.

@@ -367,6 +367,19 @@ impl Source {
         }
     }
 
+    /// Whether nothing but zeros stands from `from` on.
+    fn is_zero_from(&self, from: u64) -> Result<bool> {
+        let mut start = from;
+        while start < self.len_bytes {
+            let end = self.len_bytes.min(start + PROGRESS_BYTES);
+            if self.read(start..end)?.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            start = end;
+        }
+        Ok(true)
+    }
+
     fn shorter(&self, offset_bytes: u64) -> Error {
         Where::new(&self.name, offset_bytes).bit_rot("the file has become shorter since it was opened")
     }

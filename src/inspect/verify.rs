@@ -285,10 +285,9 @@ impl Verifier<'_> {
             let behind = len_bytes.saturating_sub(counts_bytes);
             // What recovery left behind an end is no damage; behind a clean close there was nothing.
             if closed_in == Some(number) && behind > 0 {
-                self.damage(
-                    Where::new(&path, counts_bytes).tampered("bytes were added behind the end of the closed log"),
-                );
-            } else {
+                let added = "bytes were added behind the end of the closed log";
+                self.damage(Where::new(&path, counts_bytes).tampered(added));
+            } else if behind > 0 && !self.is_reserved(&path, counts_bytes) {
                 self.report.discarded_bytes += behind;
             }
             if let Some(walked) = self.walk_file(name, behind) {
@@ -567,6 +566,12 @@ impl Verifier<'_> {
                 None
             }
         }
+    }
+
+    /// Whether a log segment holds nothing but zeros from here on. What cannot be read is somebody else's finding.
+    fn is_reserved(&self, path: &str, from: u64) -> bool {
+        let Ok(source) = Source::open(self.dir, path) else { return true };
+        source.is_zero_from(from).unwrap_or(true)
     }
 
     fn begin(&mut self, path: &str) {

@@ -45,11 +45,13 @@ pub enum Operation {
     Write,
     Len,
     Sync,
+    /// Making a file longer or shorter, as the log's segments are.
+    Reserve,
 }
 
 impl Operation {
     /// One more than the last operation's number.
-    const COUNT: usize = Operation::Sync as usize + 1;
+    const COUNT: usize = Operation::Reserve as usize + 1;
 }
 
 /// What shall happen to some operations: which kind, on which paths, the how-manieth, and what.
@@ -437,6 +439,26 @@ impl File for FaultFile {
     fn sync(&self) -> io::Result<()> {
         self.before(Operation::Sync).map_err(|fault| fault.error)?;
         self.inner.sync()
+    }
+
+    fn reserve(&self, len_bytes: u64) -> io::Result<()> {
+        self.before(Operation::Reserve).map_err(|fault| fault.error)?;
+        let growth = len_bytes.saturating_sub(self.inner.len_bytes()?);
+        let taken = self.faults.take_room(growth);
+        if taken < growth {
+            self.faults.give_room(taken);
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.inner.reserve(len_bytes)
+    }
+
+    /// Gives back room.
+    fn cut(&self, len_bytes: u64) -> io::Result<()> {
+        self.before(Operation::Reserve).map_err(|fault| fault.error)?;
+        let given = self.inner.len_bytes()?.saturating_sub(len_bytes);
+        self.inner.cut(len_bytes)?;
+        self.faults.give_room(given);
+        Ok(())
     }
 
     fn begin_write_back(&self, offset_bytes: u64, len_bytes: u64) {

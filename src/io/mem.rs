@@ -207,7 +207,9 @@ impl MemVfs {
         let mut contents = inode.contents.write();
         let mut image = contents.bytes().to_vec();
         change(&mut image)?;
-        contents.replace(image, &self.0);
+        // Durable at once.
+        let event = contents.replace(image, &self.0);
+        contents.syncs.push(event);
         Ok(())
     }
 
@@ -694,17 +696,17 @@ impl Contents {
         Ok(())
     }
 
-    /// Make the file `image`, durable at once.
-    fn replace(&mut self, image: Vec<u8>, disk: &Disk) {
+    /// Make the file `image`; the event.
+    fn replace(&mut self, image: Vec<u8>, disk: &Disk) -> u64 {
         let event = disk.next_event();
         if !disk.journaled {
             self.row = image;
-            return;
+            return event;
         }
         self.writes.push(Write { event, offset: 0, start: self.row.len(), len: image.len(), replaces: true });
-        self.syncs.push(event);
         self.row.extend_from_slice(&image);
         self.image = Some(image);
+        event
     }
 
     /// The bytes that a crash behind `event` leaves.
@@ -828,6 +830,33 @@ impl File for MemFile {
         let event = self.disk.next_event();
         if self.disk.journaled {
             contents.syncs.push(event);
+        }
+        Ok(())
+    }
+
+    /// An event as a write of zeros is, so that a power cut may leave any part of it. Without a journal, memory is not taken before it is needed.
+    fn reserve(&self, len_bytes: u64) -> io::Result<()> {
+        if !self.writable {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let mut contents = self.inode.contents.write();
+        let present = contents.bytes().len() as u64;
+        if !self.disk.journaled || len_bytes <= present {
+            return Ok(());
+        }
+        let missing = usize::try_from(len_bytes - present).map_err(|_| io::ErrorKind::StorageFull)?;
+        contents.write(present, &vec![0; missing], &self.disk)
+    }
+
+    fn cut(&self, len_bytes: u64) -> io::Result<()> {
+        if !self.writable {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let mut contents = self.inode.contents.write();
+        let kept = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+        if contents.bytes().len() > kept {
+            let image = contents.bytes()[..kept].to_vec();
+            contents.replace(image, &self.disk);
         }
         Ok(())
     }

@@ -114,6 +114,11 @@ pub trait File: Send + Sync + Debug {
     fn len_bytes(&self) -> io::Result<u64>;
     /// Make everything written, and the length, durable.
     fn sync(&self) -> io::Result<()>;
+    /// Make a shorter file `len_bytes` long, with blocks of its own that read as zeros; nothing is changed in a longer one. A hint: a file
+    /// system that cannot says so, and how long the file is then is open.
+    fn reserve(&self, len_bytes: u64) -> io::Result<()>;
+    /// Make a longer file end at `len_bytes`. Durable with the next sync.
+    fn cut(&self, len_bytes: u64) -> io::Result<()>;
     /// Ask the system to begin writing back this range; a hint that promises nothing.
     fn begin_write_back(&self, offset_bytes: u64, len_bytes: u64);
     /// Tell the system that this range will be read soon; a hint that promises nothing.
@@ -122,21 +127,29 @@ pub trait File: Send + Sync + Debug {
 
 /// What the write-ahead log writes through: a seam for reserved and mapped segments.
 pub trait LogFile: Send + Sync + Debug {
-    /// Ask for room for this many bytes in all, so that later writes need no new blocks.
-    fn reserve(&self, len_bytes: u64) -> io::Result<()>;
+    /// Ask for room for this many bytes in all, so that later writes neither need new blocks nor make the file longer; behind what is
+    /// written the file holds zeros then. A hint, as [`File::reserve`] is.
+    fn reserve(&self, len_bytes: u64);
+    /// Give back what is reserved behind `len_bytes`.
+    fn cut(&self, len_bytes: u64) -> io::Result<()>;
     /// Write all of `bytes` at `offset_bytes`.
     fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> io::Result<()>;
     /// Make everything written before `end_bytes` durable.
     fn sync_to(&self, end_bytes: u64) -> io::Result<()>;
 }
 
-/// A [`LogFile`] over any [`File`]: plain writes, plain syncs, nothing reserved.
+/// A [`LogFile`] over any [`File`]: plain writes and plain syncs.
 #[derive(Debug)]
 pub struct PlainLogFile(pub Arc<dyn File>);
 
 impl LogFile for PlainLogFile {
-    fn reserve(&self, _len_bytes: u64) -> io::Result<()> {
-        Ok(())
+    fn reserve(&self, len_bytes: u64) {
+        // Without it, every sync writes down a new length, too; that is all.
+        let _ = self.0.reserve(len_bytes);
+    }
+
+    fn cut(&self, len_bytes: u64) -> io::Result<()> {
+        self.0.cut(len_bytes)
     }
 
     fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> io::Result<()> {

@@ -262,6 +262,26 @@ impl File for OpenFile {
         self.0.sync_data()
     }
 
+    fn reserve(&self, len_bytes: u64) -> io::Result<()> {
+        #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+        {
+            let flags = rustix::fs::FallocateFlags::empty();
+            Ok(retry_on_intr(|| rustix::fs::fallocate(&self.0, flags, 0, len_bytes))?)
+        }
+        #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+        {
+            let _ = len_bytes;
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    fn cut(&self, len_bytes: u64) -> io::Result<()> {
+        if self.0.metadata()?.len() > len_bytes {
+            self.0.set_len(len_bytes)?;
+        }
+        Ok(())
+    }
+
     fn begin_write_back(&self, offset_bytes: u64, len_bytes: u64) {
         #[cfg(all(target_os = "linux", not(miri)))]
         if let (Ok(offset), Ok(len)) = (i64::try_from(offset_bytes), i64::try_from(len_bytes)) {

@@ -16,6 +16,11 @@
 //! - A segment of an earlier opening is never written to. A spare is a segment that nobody has written to yet.
 //! - [`Log::sync`] makes older segments durable before newer ones, so that what is durable is a prefix.
 //!
+//! # Room ahead
+//! Where commits are synced one by one, a sync would write down a new length of the file each time, which costs a file system with a
+//! journal as much as the data. So the syncer reserves room ahead in zeros, of which [`replay`] knows, and gives it back with the next
+//! sync after the segment was left.
+//!
 //! What poisons the store, and which segments nobody needs any more, is the caller's business.
 
 pub(crate) mod parked;
@@ -43,6 +48,9 @@ use crate::keys::SystemKeys;
 use crate::metrics::{Count, LogFigures};
 use crate::types::{Epoch, FileKind, FileNumber, Generation, Kind, Seq, Slot};
 
+/// What is reserved of a segment at a time that is often synced.
+const RESERVE_BYTES_MIN: u64 = 4 << 10;
+const RESERVE_BYTES_MAX: u64 = 1 << 20;
 /// A group buffer larger than this is given back after the write.
 const BUFFER_BYTES_KEPT: usize = 4 << 20;
 
@@ -72,7 +80,14 @@ pub(crate) struct Log {
     shared: Mutex<Shared>,
     /// Held while files are synced, so that those who come meanwhile share the next sync. Keeps why a sync failed: the
     /// system tells of lost pages once, and would call the next sync of the same file a success.
-    syncing: Mutex<Option<Error>>,
+    syncing: Mutex<Syncing>,
+}
+
+/// What only the one who syncs may touch.
+#[derive(Default)]
+struct Syncing {
+    failed: Option<Error>,
+    reserved: Reserved,
 }
 
 struct Shared {
@@ -89,10 +104,34 @@ struct Shared {
     sealed: BTreeMap<FileNumber, Sealed>,
 }
 
+#[derive(Clone)]
 struct Unsynced {
     number: FileNumber,
     file: Arc<dyn LogFile>,
     end_bytes: u64,
+    /// Written to no more: what is reserved behind its end is given back, so that the file is as long as what is in it.
+    left: bool,
+}
+
+/// Room that was asked for in a segment, so that a sync behind it has only data to write and no new length.
+#[derive(Default)]
+struct Reserved {
+    segment: FileNumber,
+    end_bytes: u64,
+}
+
+impl Reserved {
+    /// Before a sync of what lies in `segment` up to `end_bytes`, of which everything up to `synced_bytes` is durable: as much again
+    /// as there is, within bounds, if the last sync was so close that more of them will fit in there. Syncs that are far apart, as
+    /// those of flushes are, gain nothing from it.
+    fn before_sync(&mut self, file: &dyn LogFile, segment: FileNumber, synced_bytes: u64, end_bytes: u64) {
+        let room = end_bytes.clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX);
+        let covered = self.segment == segment && end_bytes <= self.end_bytes;
+        if !covered && end_bytes - synced_bytes.min(end_bytes) <= room / 4 {
+            *self = Reserved { segment, end_bytes: end_bytes + room };
+            file.reserve(self.end_bytes);
+        }
+    }
 }
 
 /// What only the one who commits may touch.
@@ -229,13 +268,15 @@ impl Log {
     pub(crate) fn take_spare(&self, writer: &mut LogWriter) -> bool {
         let mut shared = self.shared.lock();
         let Some(spare) = shared.spare.take() else { return false };
+        shared.leave(writer.current.take());
         shared.end = LogPoint { segment: spare.number, end_bytes: spare.end_bytes };
         shared.unsynced.push_back(Unsynced {
             number: spare.number,
             file: spare.file.clone(),
             end_bytes: spare.end_bytes,
+            left: false,
         });
-        shared.leave(writer.current.replace(spare));
+        writer.current = Some(spare);
         self.dir.meters().count(Count::SegmentsBegun, 1);
         true
     }
@@ -284,6 +325,7 @@ impl Log {
                 number: segment.number,
                 file: segment.file.clone(),
                 end_bytes: segment.end_bytes,
+                left: false,
             }),
         }
         shared.end
@@ -313,29 +355,49 @@ impl Log {
     /// Make everything before `point` durable, older segments first. After an error nobody knows what is, and every further
     /// call fails.
     pub(crate) fn sync(&self, point: LogPoint) -> Result<()> {
-        let mut failed = self.syncing.lock();
+        let mut syncing = self.syncing.lock();
         if self.is_synced(point) {
             return Ok(());
         }
-        if let Some(error) = &*failed {
+        self.sync_unless_failed(&mut syncing)
+    }
+
+    /// Make everything durable, and every segment as long as what is in it: nothing more will be written.
+    pub(crate) fn finish(&self, writer: &LogWriter) -> Result<()> {
+        let mut syncing = self.syncing.lock();
+        if let Some(current) = &writer.current {
+            self.shared.lock().mark_left(current);
+        }
+        self.sync_unless_failed(&mut syncing)
+    }
+
+    fn sync_unless_failed(&self, syncing: &mut Syncing) -> Result<()> {
+        if let Some(error) = &syncing.failed {
             return Err(error.clone());
         }
-        let outcome = self.sync_all();
-        *failed = outcome.as_ref().err().cloned();
+        let outcome = self.sync_all(&mut syncing.reserved);
+        syncing.failed = outcome.as_ref().err().cloned();
         outcome
     }
 
-    fn sync_all(&self) -> Result<()> {
+    fn sync_all(&self, reserved: &mut Reserved) -> Result<()> {
         // What is written by now is synced along with what was asked for.
-        let files: Vec<(FileNumber, Arc<dyn LogFile>, u64)> = {
+        let (entries, synced) = {
             let shared = self.shared.lock();
-            shared.unsynced.iter().map(|entry| (entry.number, entry.file.clone(), entry.end_bytes)).collect()
+            (shared.unsynced.iter().cloned().collect::<Vec<_>>(), shared.synced)
         };
-        for (number, file, end_bytes) in files {
-            file.sync_to(end_bytes).map_err(|error| refused("sync", &FileName::Log(number).path(), error))?;
+        for Unsynced { number, file, end_bytes, left } in entries {
+            let lost = |error| refused("sync", &FileName::Log(number).path(), error);
+            if left {
+                file.cut(end_bytes).map_err(lost)?;
+            } else {
+                let synced_bytes = if synced.segment == number { synced.end_bytes } else { 0 };
+                reserved.before_sync(&*file, number, synced_bytes, end_bytes);
+            }
+            file.sync_to(end_bytes).map_err(lost)?;
             let mut shared = self.shared.lock();
             shared.synced = shared.synced.max(LogPoint { segment: number, end_bytes });
-            let done = |entry: &Unsynced| entry.number == number && entry.end_bytes == end_bytes;
+            let done = |entry: &Unsynced| entry.number == number && entry.end_bytes == end_bytes && entry.left == left;
             if shared.unsynced.front().is_some_and(done) {
                 shared.unsynced.pop_front();
             }
@@ -412,8 +474,21 @@ impl Shared {
     /// A segment is written to no more.
     fn leave(&mut self, segment: Option<OpenSegment>) {
         if let Some(segment) = segment {
+            self.mark_left(&segment);
             let bytes = segment.sections.into_iter().map(|(key, stream)| (key, stream.bytes.get()));
             self.sealed.insert(segment.number, bytes.collect());
+        }
+    }
+
+    /// Have the next sync give back what is reserved in a segment.
+    fn mark_left(&mut self, segment: &OpenSegment) {
+        let OpenSegment { number, file, end_bytes, .. } = segment;
+        match self.unsynced.back_mut() {
+            Some(last) if last.number == *number => last.left = true,
+            _ => {
+                let file = file.clone();
+                self.unsynced.push_back(Unsynced { number: *number, file, end_bytes: *end_bytes, left: true });
+            }
         }
     }
 }

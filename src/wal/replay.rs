@@ -9,6 +9,9 @@
 //! that the log was durable past the hole makes it damage ([`Error::LogDamaged`]), and so does the manifest if it says where a segment ends
 //! or how far the log was durable. Otherwise nothing behind the hole was ever acknowledged as durable, and it is discarded.
 //!
+//! A segment may be longer than what was written to it: room is reserved in zeros, so that a sync need not write down a new
+//! length. Zeros up to the end of the file therefore are no hole: the segment ends before them, as one does that was cut there.
+//!
 //! Bytes that match their checksum but not their tag were not torn: that is [`Error::Tampered`], wherever they lie.
 //! Nothing is changed here. What was decided becomes durable in the manifest before the first new commit.
 
@@ -71,7 +74,7 @@ pub(crate) fn replay(
     attested: LogPoint,
     closed: bool,
 ) -> Result<Replayed> {
-    let mut walk = Walk::new(attested);
+    let mut walk = Walk { closed, ..Walk::new(attested) };
     for input in segments {
         walk.segment(&mut Segment::open(dir, system, input.number, Some(input.salt))?, input.end)?;
     }
@@ -104,6 +107,8 @@ struct Walk<'a> {
     /// The tables whose sections are collected, if not all.
     only: Option<&'a BTreeSet<Slot>>,
     attested: LogPoint,
+    /// After a clean close no segment is longer than what is in it.
+    closed: bool,
     /// Tag of the last envelope; unknown before the first.
     previous: Option<Tag>,
     /// Whether a segment was passed that has no group, though nobody decided that it ends there.
@@ -141,7 +146,15 @@ impl From<Error> for Refusal {
 
 impl Walk<'_> {
     fn new(attested: LogPoint) -> Self {
-        Walk { found: Replayed::default(), only: None, attested, previous: None, blank: false, hole: None }
+        Walk {
+            found: Replayed::default(),
+            only: None,
+            attested,
+            closed: false,
+            previous: None,
+            blank: false,
+            hole: None,
+        }
     }
 
     fn segment(&mut self, segment: &mut Segment, end: Option<(u64, Tag)>) -> Result<()> {
@@ -156,7 +169,15 @@ impl Walk<'_> {
         while place.offset < limit && !hole {
             match self.group(segment, place, limit) {
                 Ok(next) => place = next,
-                Err(Refusal::Hole) => hole = true,
+                Err(Refusal::Hole) => {
+                    hole = true;
+                    if end.is_none() && !self.closed && segment.window.is_zero_from(place.offset)? {
+                        // Room that nothing was written to yet, or nothing that was kept: as if the file ended here.
+                        segment.window.len_bytes = place.offset;
+                        hole = false;
+                        break;
+                    }
+                }
                 Err(Refusal::Error(error)) => return Err(error),
             }
         }

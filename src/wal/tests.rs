@@ -132,6 +132,62 @@ fn a_torn_group_that_nothing_attests_ends_the_log() {
 }
 
 #[test]
+fn commits_that_are_synced_one_by_one_go_into_room_that_was_reserved() {
+    // Otherwise each of them waits for the file system to write down a new length, too.
+    let mut world = World::new();
+    let mut lengths = std::collections::BTreeSet::new();
+    for _ in 0..100 {
+        world.commit();
+        world.sync_and_mark();
+        lengths.insert(world.disk.read(world.path(1)).unwrap().len());
+    }
+    assert!(lengths.len() < 10, "the file got {} lengths", lengths.len());
+    let end = world.log.end();
+    assert!(*lengths.last().unwrap() as u64 > end.end_bytes);
+    let found = world.replay_from(world.log.synced(), false).unwrap();
+    assert_eq!((found.last_seq.get(), found.end, found.discarded_bytes), (100, end, 0));
+    // A segment with room left is followed by the next like one without, and gives the room back with the next sync.
+    world.begin_segment();
+    world.commit();
+    assert_eq!(world.last_seq(), 101);
+    let next = world.sync_and_mark();
+    assert_eq!(world.disk.read(world.path(1)).unwrap().len() as u64, end.end_bytes);
+    // Behind a clean close every file is as long as what is in it.
+    world.log.finish(&world.writer).unwrap();
+    assert!(world.disk.read(world.path(2)).unwrap().len() as u64 >= next.end_bytes);
+    assert_eq!(world.replay_from(world.log.synced(), true).unwrap().end, world.log.end());
+}
+
+#[test]
+fn syncs_that_are_far_apart_reserve_nothing() {
+    let mut world = World::new();
+    for commits in [50, 100, 200, 400, 800] {
+        for _ in 0..commits {
+            world.commit();
+        }
+        world.log.sync(world.log.end()).unwrap();
+    }
+    assert_eq!(world.disk.read(world.path(1)).unwrap().len() as u64, world.log.end().end_bytes);
+}
+
+#[test]
+fn zeros_end_the_log_only_if_nothing_is_behind_them() {
+    // Pages that a power cut lost read as zeros, and so does room that nothing was written to.
+    let mut world = World::new();
+    let first = world.commit();
+    let second = world.commit();
+    world.cut(second.end_bytes + 1000);
+    assert_eq!(world.replay().unwrap().discarded_bytes, 0);
+    world.disk.overwrite(world.path(1), second.end_bytes + 999, &[1]).unwrap();
+    assert_eq!(world.replay().unwrap().discarded_bytes, 1000);
+    // What an attested point lies behind is missing and not unwritten.
+    world.cut(first.end_bytes);
+    world.cut(second.end_bytes);
+    assert_eq!(world.replay_from(first, false).unwrap().last_seq.get(), 1);
+    assert_eq!(world.replay_from(second, false).unwrap_err().kind(), ErrorKind::BitRot);
+}
+
+#[test]
 fn every_damaged_byte_before_a_mark_is_an_error() {
     // RocksDB and LevelDB lose acknowledged commits here without a word.
     let mut world = World::new();

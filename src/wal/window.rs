@@ -95,6 +95,19 @@ impl Window {
         Ok(())
     }
 
+    /// Whether nothing but zeros stands from `from` to the end of the file.
+    pub(super) fn is_zero_from(&mut self, from: u64) -> Result<bool> {
+        let mut start = from;
+        while start < self.len_bytes {
+            self.fill(start)?;
+            if self.bytes.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            start += self.bytes.len() as u64;
+        }
+        Ok(true)
+    }
+
     /// The next offset at or after `from` where a head with a right checksum stands.
     pub(super) fn next_head(&mut self, from: u64) -> Result<Option<(u64, JournalHead)>> {
         let mut start = from;

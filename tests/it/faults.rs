@@ -219,6 +219,7 @@ fn no_failing_operation_costs_what_was_acknowledged() {
         Operation::RemoveFile,
         Operation::CreateDir,
         Operation::Len,
+        Operation::Reserve,
         Operation::Open,
     ];
     let mut tried = 0;

@@ -158,7 +158,8 @@ fn frames(path: &Path, bytes: &[u8]) -> Vec<Range<usize>> {
     let around = if is_journal(path) { 40 } else { 24 };
     let mut frames = Vec::new();
     let mut at = HEADER_BYTES;
-    while at + 4 <= bytes.len() {
+    // A segment of the log that is not closed may end in reserved zeros.
+    while at + 4 <= bytes.len() && bytes[at..].iter().any(|byte| *byte != 0) {
         let body = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
         let end = at + around + body;
         assert!(end <= bytes.len(), "{}: a frame that goes beyond the file", path.display());
@@ -710,7 +711,9 @@ fn a_hole_in_the_log_before_a_point_that_is_attested_is_refused() {
                         "{count} entries are left with a hole at {}",
                         frame.start
                     );
-                    assert!(!world.heard.damage().is_empty(), "a hole at {} is not reported", frame.start);
+                    // Zeros up to the end are room that nothing was written to.
+                    let is_room = zeros && frame.end == frames.last().unwrap().end;
+                    assert!(is_room || !world.heard.damage().is_empty(), "a hole at {} is not reported", frame.start);
                 }
                 Err(error) => {
                     assert!(

@@ -152,3 +152,16 @@ fn a_key_file_with_a_byte_too_many_or_too_few_is_found() {
     assert!(!scrub(FileKind::KeyFile, &bytes).0.is_empty());
     assert!(!scrub(FileKind::KeyFile, &bytes[..bytes.len() / 2 + 1]).0.is_empty(), "one unit of two");
 }
+
+#[test]
+fn zeros_behind_the_log_are_room_and_zeros_anywhere_else_are_damage() {
+    // Room is reserved in the log; a scrub that cried wolf at each such store would not be listened to.
+    let whole = file(FileKind::Log);
+    for zeros in [1, JOURNAL_HEAD_BYTES, 700_000] {
+        let longer = [&whole[..], &vec![0; zeros]].concat();
+        assert_eq!(scrub(FileKind::Log, &longer), (vec![], 4), "{zeros} zeros");
+        assert!(!scrub(FileKind::Manifest, &[&file(FileKind::Manifest)[..], &vec![0; zeros]].concat()).0.is_empty());
+        let (findings, frames) = scrub(FileKind::Log, &[&longer[..], &whole[HEADER_BYTES..]].concat());
+        assert_eq!((findings, frames), (vec![ErrorKind::BitRot], 8), "{zeros} zeros between frames");
+    }
+}
