@@ -103,10 +103,17 @@ impl Judge {
         self.newer.is_none() || self.key[..] != *key
     }
 
-    /// What becomes of the next entry. `deeper` tells whether anything deeper can hold its key.
+    #[cfg(test)]
     fn judge(&mut self, key: &[u8], trailer: Trailer, deeper: impl FnOnce() -> bool) -> Fate {
+        let is_new_key = self.is_new_key(key);
+        self.judge_known(key, trailer, is_new_key, deeper)
+    }
+
+    /// What becomes of the next entry. `is_new_key` is what [`is_new_key`](Judge::is_new_key) says of it; `deeper` tells whether anything
+    /// deeper can hold its key.
+    fn judge_known(&mut self, key: &[u8], trailer: Trailer, is_new_key: bool, deeper: impl FnOnce() -> bool) -> Fate {
         let seq = trailer.seq();
-        if self.is_new_key(key) {
+        if is_new_key {
             self.key.clear();
             self.key.extend_from_slice(key);
         } else if self.newer.is_some_and(|newer| !self.readers.any_between(seq, newer)) {

@@ -215,11 +215,12 @@ impl Job {
     /// Judge the input's entry and write it if it stays.
     fn take_entry(&mut self) -> Result<usize> {
         let (key, trailer) = (self.input.key(), self.input.trailer());
-        if self.judge.is_new_key(key) {
+        let is_new_key = self.judge.is_new_key(key);
+        if is_new_key {
             self.cutter.meet(key);
         }
         let deeper = &mut self.deeper;
-        let Fate::Stays(trailer) = self.judge.judge(key, trailer, || deeper.may_hold(key)) else {
+        let Fate::Stays(trailer) = self.judge.judge_known(key, trailer, is_new_key, || deeper.may_hold(key)) else {
             return Ok(key.len() + self.input.value_ref().map_or(0, <[u8]>::len) + ENTRY_BYTES);
         };
         if self.cutter.cuts(self.output.file_bytes(), self.output.context.file_bytes) {

@@ -513,7 +513,7 @@ pub(crate) struct BlockBuilder {
 
 /// What the size of a block depends on, kept up to date entry by entry.
 #[derive(Clone, Copy, Default)]
-struct Shape {
+pub(crate) struct Shape {
     entries: usize,
     key_bytes: usize,
     value_bytes: usize,
@@ -550,7 +550,11 @@ impl Shape {
             entries: self.entries + 1,
             key_bytes: self.key_bytes + key.len(),
             value_bytes: self.value_bytes + value_len,
-            prefix_len: first.iter().zip(key).take(self.prefix_len).take_while(|(a, b)| a == b).count(),
+            // Most keys share the prefix of those before, which is one comparison.
+            prefix_len: match key.get(..self.prefix_len) {
+                Some(head) if head == &first[..self.prefix_len] => self.prefix_len,
+                _ => first.iter().zip(key).take(self.prefix_len).take_while(|(a, b)| a == b).count(),
+            },
             key_len: self.key_len.filter(|&len| len == key.len()),
             value_len: self.value_len.filter(|&len| len == value_len),
             seq_min: self.seq_min.min(seq),
@@ -592,7 +596,8 @@ impl Shape {
             | self.delta_width_code() << DELTA_WIDTH_SHIFT
     }
 
-    fn encoded_bytes(&self) -> usize {
+    /// Exact size of such a block; 0 without entries.
+    pub(crate) fn encoded_bytes(&self) -> usize {
         if self.entries == 0 {
             return 0;
         }
@@ -620,10 +625,16 @@ impl BlockBuilder {
 
     /// Append an entry. It must come after the last one in the engine's order.
     pub(crate) fn add(&mut self, key: &[u8], trailer: Trailer, value: &[u8]) {
+        self.add_shaped(self.shape_with(key, trailer, value.len()), key, trailer, value);
+    }
+
+    /// As [`add`](BlockBuilder::add), for who has asked [`shape_with`](BlockBuilder::shape_with) for the very entry.
+    pub(crate) fn add_shaped(&mut self, shape: Shape, key: &[u8], trailer: Trailer, value: &[u8]) {
         debug_assert!(
             self.last_key().is_none_or(|last| last < key || last == key && self.trailers.last() > Some(&trailer))
         );
-        self.shape = self.shape_with(key, trailer, value.len());
+        debug_assert_eq!(shape.entries, self.shape.entries + 1);
+        self.shape = shape;
         self.keys.extend_from_slice(key);
         self.key_ends.push(self.keys.len() as u32);
         self.values.extend_from_slice(value);
@@ -727,7 +738,8 @@ impl BlockBuilder {
         self.shape = Shape::default();
     }
 
-    fn shape_with(&self, key: &[u8], trailer: Trailer, value_len: usize) -> Shape {
+    /// What the block would look like with one more entry.
+    pub(crate) fn shape_with(&self, key: &[u8], trailer: Trailer, value_len: usize) -> Shape {
         self.shape.with(self.first_key(), self.last_key(), key, trailer, value_len)
     }
 }

@@ -174,10 +174,12 @@ impl TableWriter {
             true => (Trailer::new(trailer.seq(), Kind::PutRun), RunPointer::BYTES),
             false => (trailer, value.len()),
         };
-        let full = self.block.bytes_with(key, stored_trailer, stored_bytes) > self.settings.block_bytes
-            || self.block.memory_bytes() > BLOCK_MEMORY_BYTES_MAX;
+        let mut shape = self.block.shape_with(key, stored_trailer, stored_bytes);
+        let full =
+            shape.encoded_bytes() > self.settings.block_bytes || self.block.memory_bytes() > BLOCK_MEMORY_BYTES_MAX;
         if self.block.entries() > 0 && full {
             self.close_block(Some(key))?;
+            shape = self.block.shape_with(key, stored_trailer, stored_bytes);
         }
 
         let pointer;
@@ -191,7 +193,7 @@ impl TableWriter {
         if self.totals.entries == 0 {
             self.smallest.extend_from_slice(key);
         }
-        self.block.add(key, stored_trailer, stored_value);
+        self.block.add_shaped(shape, key, stored_trailer, stored_value);
         self.count(key, trailer, value, is_new_key);
         Ok(())
     }
