@@ -134,6 +134,8 @@ pub trait LogFile: Send + Sync + Debug {
     fn cut(&self, len_bytes: u64) -> io::Result<()>;
     /// Write all of `bytes` at `offset_bytes`.
     fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> io::Result<()>;
+    /// Ask the system to begin writing back this range; a hint that promises nothing.
+    fn begin_write_back(&self, offset_bytes: u64, len_bytes: u64);
     /// Make everything written before `end_bytes` durable.
     fn sync_to(&self, end_bytes: u64) -> io::Result<()>;
 }
@@ -154,6 +156,10 @@ impl LogFile for PlainLogFile {
 
     fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> io::Result<()> {
         self.0.write_all_at(bytes, offset_bytes)
+    }
+
+    fn begin_write_back(&self, offset_bytes: u64, len_bytes: u64) {
+        self.0.begin_write_back(offset_bytes, len_bytes);
     }
 
     fn sync_to(&self, _end_bytes: u64) -> io::Result<()> {

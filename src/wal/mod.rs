@@ -48,6 +48,8 @@ use crate::keys::SystemKeys;
 use crate::metrics::{Count, LogFigures};
 use crate::types::{Epoch, FileKind, FileNumber, Generation, Kind, Seq, Slot};
 
+/// What the system writes back at a time, at least.
+const PAGE_BYTES: u64 = 4096;
 /// What is reserved of a segment at a time that is often synced.
 const RESERVE_BYTES_MIN: u64 = 4 << 10;
 const RESERVE_BYTES_MAX: u64 = 1 << 20;
@@ -403,6 +405,22 @@ impl Log {
             }
         }
         Ok(())
+    }
+
+    /// Have the system begin to write what is not durable yet, so that a sync that comes later finds little left to do.
+    pub(crate) fn write_back(&self) {
+        let (entries, synced) = {
+            let shared = self.shared.lock();
+            (shared.unsynced.iter().cloned().collect::<Vec<_>>(), shared.synced)
+        };
+        for entry in entries {
+            let start = if synced.segment == entry.number { synced.end_bytes } else { 0 };
+            // Without the last page: commits write to it yet, and would write it twice.
+            let end = entry.end_bytes / PAGE_BYTES * PAGE_BYTES;
+            if end > start {
+                entry.file.begin_write_back(start, end - start);
+            }
+        }
     }
 
     /// How it is now, for the store's figures.

@@ -25,6 +25,8 @@ use crate::version::Change;
 
 /// One flush job takes at most this many memtables.
 const FLUSH_TABLES_MAX: usize = 256;
+/// It goes on taking memtables until they have this much together, or as much as one large memtable.
+const FLUSH_BYTES_MIN: usize = 8 << 20;
 
 /// A memtable on its way to the disk.
 #[derive(Clone)]
@@ -78,7 +80,14 @@ impl Flusher {
                     false
                 }
             };
-            queue.iter().filter(is_due).take(FLUSH_TABLES_MAX).cloned().collect()
+            // One large memtable at a time, so that its memory is free before the next is written: who waits for room waits half as long.
+            let mut bytes = 0;
+            let fits = |item: &&FlushItem| {
+                let before = bytes;
+                bytes += item.memory.table.bytes();
+                before == 0 || bytes <= self.engine.options.memtable_bytes.max(FLUSH_BYTES_MIN)
+            };
+            queue.iter().filter(is_due).take(FLUSH_TABLES_MAX).take_while(fits).cloned().collect()
         };
         // Off the queue, they are nobody else's to discharge.
         gone.iter().for_each(|item| self.engine.discharge(&item.table, &item.memory));
@@ -89,6 +98,8 @@ impl Flusher {
             return Err(again);
         }
         let items = self.those_with_room(items).ok_or(Some(began))?;
+        // The log is synced before these are named in the manifest: the disk may begin with that while they are written.
+        self.engine.log.write_back();
         let writing = Writing::begin(&self.engine).ok_or(None)?;
         let span = trace::span!(DEBUG, "flush"; memtables = items.len() as u64);
         self.batch =
