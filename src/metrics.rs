@@ -208,7 +208,7 @@ impl Meters {
     /// Count an operation that is about to begin; whether its time is to be taken.
     #[inline]
     pub(crate) fn begin(&self, what: Count) -> bool {
-        self.count(what, 1).is_multiple_of(SAMPLED_ONE_IN)
+        self.tally(|tally| tally.begins(what))
     }
 
     /// Frames of a file of this kind were sealed.
@@ -375,6 +375,12 @@ impl std::fmt::Debug for Meters {
 }
 
 impl Tally {
+    /// Count an operation that begins; whether its time is to be taken.
+    #[inline]
+    pub(crate) fn begins(&self, what: Count) -> bool {
+        self.add(what, 1).is_multiple_of(SAMPLED_ONE_IN)
+    }
+
     /// A point read was answered by a sorted table of this level.
     #[inline]
     pub(crate) fn answered_at(&self, level: usize) {

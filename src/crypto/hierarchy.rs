@@ -36,6 +36,13 @@ impl TableKey {
         TableKey { secret, owner, commitment }
     }
 
+    /// The same bytes as if they were another generation's: what somebody could try who has got hold of them.
+    #[cfg(test)]
+    pub(crate) fn as_if_of(&self, generation: Generation) -> TableKey {
+        let secret = Secret::fill_with(|bytes| bytes.copy_from_slice(self.secret.expose()));
+        TableKey::new(secret, self.owner.store, self.owner.table, generation)
+    }
+
     /// What is pinned of the key, to recognise it by.
     pub(crate) fn commitment(&self) -> &Commitment {
         &self.commitment

@@ -9,8 +9,8 @@ use super::session::Handle;
 use super::snapshot::Pin;
 use crate::error::{Error, Result};
 use crate::merge::{KeyRange, MergeCursor, Source, VisibleCursor};
-use crate::metrics::Count;
-use crate::sstable::ReadMode;
+use crate::metrics::{Count, Tally};
+use crate::sstable::{ReadMode, TableReader};
 use crate::types::{Kind, LEVELS, Seq, Trailer, UserKey};
 use crate::value::Value;
 use crate::version::LevelCursor;
@@ -355,34 +355,44 @@ fn sources(engine: &Engine, table: &Arc<TableState>, view: &View) -> MergeCursor
 
 /// The value of `key` that a reader at `seq` sees in `view`.
 pub(crate) fn lookup(engine: &Engine, table: &TableState, view: &View, key: &[u8], seq: Seq) -> Result<Option<Value>> {
-    if !engine.meters.begin(Count::Gets) {
-        return find(engine, table, view, key, seq);
-    }
-    let began = engine.env.clock.tick();
-    let found = find(engine, table, view, key, seq);
-    engine.meters.get_ns.record(engine.env.clock.tick().since(began));
-    found
+    // All that a read counts is counted with one look for this thread's tally.
+    engine.meters.tally(|tally| {
+        if !tally.begins(Count::Gets) {
+            return find(engine, tally, table, view, key, seq);
+        }
+        let began = engine.env.clock.tick();
+        let found = find(engine, tally, table, view, key, seq);
+        engine.meters.get_ns.record(engine.env.clock.tick().since(began));
+        found
+    })
 }
 
 #[inline]
-fn find(engine: &Engine, table: &TableState, view: &View, key: &[u8], seq: Seq) -> Result<Option<Value>> {
+fn find(
+    engine: &Engine,
+    tally: &Tally,
+    table: &TableState,
+    view: &View,
+    key: &[u8],
+    seq: Seq,
+) -> Result<Option<Value>> {
     let shown = |(trailer, value): (Trailer, Value)| (trailer.kind() != Kind::Delete).then_some(value);
     // Memtables, then level 0, then the levels below are each newer than what follows, so the first hit is the newest.
     for memory in std::iter::once(&view.active).chain(&view.frozen) {
         if let Some(found) = memory.table.get(key, seq) {
-            engine.meters.count(Count::GetMemtable, 1);
+            tally.add(Count::GetMemtable, 1);
             return Ok(shown(found));
         }
     }
     let hash = crate::format::table::hash(table.settings.filter_seed, key);
     for (level, file) in view.version.candidates(key) {
-        let found =
-            engine.readers.with_reader(file, &table.settings, &view.keys, |reader| reader.get(key, hash, seq))?;
+        let probe = |reader: &Arc<TableReader>| reader.get_counted(tally, key, hash, seq);
+        let found = engine.readers.with_reader(file, &table.settings, &view.keys, probe)?;
         if let Some(found) = found {
-            engine.meters.tally(|tally| tally.answered_at(level));
+            tally.answered_at(level);
             return Ok(shown(found));
         }
     }
-    engine.meters.count(Count::GetAbsent, 1);
+    tally.add(Count::GetAbsent, 1);
     Ok(None)
 }

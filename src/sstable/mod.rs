@@ -27,7 +27,7 @@ use crate::format::frame::{Expected, FRAME_HEAD_BYTES, FileOpener, FrameHead, Fr
 use crate::format::manifest::FileRecord;
 use crate::format::table::{Filter, FilterKind, Footer, Handle, Properties, RunPointer, Section, decode_bounds};
 use crate::io::File;
-use crate::metrics::{Count, Meters};
+use crate::metrics::{Count, Meters, Tally};
 use crate::options::Compression;
 use crate::types::{FRAME_BYTES_MAX, FileKind, Kind, Seq, TableId, Trailer, UserKey};
 use crate::value::{Backing, Value};
@@ -137,15 +137,27 @@ impl TableReader {
     ///
     /// # Errors
     /// `Tampered`, `BitRot` or `Io` with the place of the frame that could not be read.
-    pub(crate) fn get(&self, key: &[u8], hash: u64, seq: Seq) -> Result<Option<(Trailer, Value)>> {
+    pub(crate) fn get_counted(
+        &self,
+        tally: &Tally,
+        key: &[u8],
+        hash: u64,
+        seq: Seq,
+    ) -> Result<Option<(Trailer, Value)>> {
         let Some(filter) = &self.filter else { return self.find(key, seq) };
         if !filter.may_hold(hash) {
-            self.source.meters.count(Count::FilterUseful, 1);
+            tally.add(Count::FilterUseful, 1);
             return Ok(None);
         }
         let found = self.find(key, seq)?;
-        self.source.meters.count(if found.is_some() { Count::FilterPassed } else { Count::FilterFalse }, 1);
+        tally.add(if found.is_some() { Count::FilterPassed } else { Count::FilterFalse }, 1);
         Ok(found)
+    }
+
+    /// As [`get_counted`](TableReader::get_counted), for those who do not count.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn get(&self, key: &[u8], hash: u64, seq: Seq) -> Result<Option<(Trailer, Value)>> {
+        self.source.meters.tally(|tally| self.get_counted(tally, key, hash, seq))
     }
 
     fn find(&self, key: &[u8], seq: Seq) -> Result<Option<(Trailer, Value)>> {

@@ -29,6 +29,7 @@ mod metrics;
 mod model;
 mod permits;
 mod pressure;
+mod rekey_faults;
 mod rotate;
 mod sessions;
 mod shutdown;

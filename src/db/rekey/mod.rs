@@ -37,6 +37,8 @@ mod rotation;
 mod schedule;
 mod shred;
 mod system;
+#[cfg(test)]
+mod tests;
 
 pub use self::change::{KeyChange, RewrapReport};
 pub use self::report::{Delay, GenerationReport, KeyReport, SealedBytes};

@@ -167,18 +167,22 @@ impl Engine {
             let live = state.tables.values().filter(|meta| !meta.record.dropping);
             (segments, parked, live.map(|meta| FileName::KeyFile(meta.record.id)).collect::<Vec<_>>())
         });
-        // What is gone by now is under no key.
-        let is_old = |name: &FileName| self.generation_of(name).is_ok_and(|generation| generation < present);
-        if let Some(until) = segments.into_iter().rev().find(|number| is_old(&FileName::Log(*number))) {
-            self.background.let_log_go(until);
-            return Ok(Progress::Waits);
+        for number in segments.into_iter().rev() {
+            if self.is_sealed_before(present, &FileName::Log(number))? {
+                self.background.let_log_go(number);
+                return Ok(Progress::Waits);
+            }
         }
-        if parked.iter().any(is_old) {
-            return Ok(Progress::Waits);
+        for name in &parked {
+            if self.is_sealed_before(present, name)? {
+                return Ok(Progress::Waits);
+            }
         }
-        if key_files.iter().any(is_old) {
-            *from = Slot(0);
-            return Ok(Progress::Waits);
+        for name in &key_files {
+            if self.is_sealed_before(present, name)? {
+                *from = Slot(0);
+                return Ok(Progress::Waits);
+            }
         }
         self.erase_old_system_generations(present)
     }
@@ -187,7 +191,7 @@ impl Engine {
     fn seal_anew(self: &Arc<Engine>, tables: &[Arc<TableState>], present: Generation) -> Result<()> {
         let (mut changes, mut marks) = (Vec::new(), Vec::new());
         for table in tables {
-            let is_old = self.generation_of(&FileName::KeyFile(table.id)).is_ok_and(|generation| generation < present);
+            let is_old = self.is_sealed_before(present, &FileName::KeyFile(table.id))?;
             // One that is being changed is sealed under the present key by that.
             let Some(mark) = is_old.then(|| self.mark(table).ok()).flatten() else { continue };
             let from = self.read_key_file(table.slot, table.id)?;
@@ -201,14 +205,18 @@ impl Engine {
         }
     }
 
-    /// Which generation of the system key a file's header names.
-    fn generation_of(&self, name: &FileName) -> Result<Generation> {
+    /// Whether a file's header names an older generation of the system key. A file that is gone by now is under no key; one that cannot be read
+    /// may be under any, and then nothing is erased.
+    fn is_sealed_before(&self, present: Generation, name: &FileName) -> Result<bool> {
         let path = name.path();
-        let file = self.dir.open(&path)?;
+        let file = match self.dir.open(&path) {
+            Err(Error::MissingFile { .. }) => return Ok(false),
+            file => file?,
+        };
         let mut header = [0; HEADER_BYTES];
         let read = file.read_exact_at(&mut header, 0);
         read.map_err(|error| crate::io::directory::refused("read", &path, error))?;
-        Ok(FileHeader::decode(&header, &Where::new(&path, 0))?.generation)
+        Ok(FileHeader::decode(&header, &Where::new(&path, 0))?.generation < present)
     }
 
     /// Erase the wraps of all generations but the present one: nothing is under them.
