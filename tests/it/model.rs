@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use strongroom::io::mem::Loss;
 use strongroom::options::Durability;
-use strongroom::{ErrorKind, Snapshot, Store, Table, Value};
+use strongroom::{ErrorKind, KeyChange, MasterKey, Snapshot, Store, Table, Value};
 
 use crate::world::{Row, World, row, setting, tiny_table};
 
@@ -68,6 +68,15 @@ enum Op {
         millis: u64,
     },
     Recreate(usize),
+    /// Begin a new generation of the table's key.
+    Rotate(usize),
+    /// Take the table to another kind of master key.
+    Update {
+        table: usize,
+        kind: usize,
+        rewrap_only: bool,
+    },
+    RotateSystem,
     Reopen,
     /// The process ends without a word; the machine goes on.
     Kill,
@@ -162,6 +171,10 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (0..12usize, prop_oneof![Just(0), Just(0), Just(150), Just(400_000u64)])
             .prop_map(|(steps, millis)| Op::Run { steps, millis }),
         1 => table().prop_map(Op::Recreate),
+        2 => table().prop_map(Op::Rotate),
+        2 => (table(), 0..4usize, any::<bool>())
+            .prop_map(|(table, kind, rewrap_only)| Op::Update { table, kind, rewrap_only }),
+        1 => Just(Op::RotateSystem),
         2 => Just(Op::Reopen),
         1 => Just(Op::Kill),
         1 => Just(Op::PowerCut),
@@ -182,6 +195,8 @@ struct Pair {
 impl Pair {
     fn new() -> Pair {
         let world = World::new(1);
+        world.kms.create_key(Some("alias/one"), "").unwrap();
+        world.kms.create_key(Some("alias/two"), "").unwrap();
         let store = world.create();
         let tables = (0..TABLES).map(|i| store.create_table(&name(i), tiny_table(i)).unwrap()).collect();
         Pair { world, store, tables, rows: vec![Row::new(); TABLES], snapshots: Vec::new(), worlds: 1 }
@@ -233,6 +248,20 @@ impl Pair {
                 self.tables[*table] = self.store.create_table(&name(*table), tiny_table(*table)).unwrap();
                 self.rows[*table].clear();
             }
+            // How far the work that follows gets is up to the steps that it is given.
+            Op::Rotate(table) => drop(self.store.rotate_table_key(&name(*table)).unwrap()),
+            Op::Update { table, kind, rewrap_only } => {
+                let to = match kind {
+                    0 => MasterKey::owned(),
+                    1 => MasterKey::managed(),
+                    2 => MasterKey::customer("alias/one"),
+                    _ => MasterKey::customer("alias/two"),
+                };
+                let change = KeyChange::new(to);
+                let change = if *rewrap_only { change.rewrap_only() } else { change };
+                self.store.update_table_with(&name(*table), change).unwrap();
+            }
+            Op::RotateSystem => self.store.rotate_system_key().unwrap(),
             Op::Reopen => {
                 self.store.close().unwrap();
                 let disk = self.world.sim.vfs.copy();
