@@ -155,6 +155,11 @@ impl Places {
     pub(crate) fn next_ordinal(&self) -> u64 {
         self.next
     }
+
+    /// Whether all were taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.next == self.end
+    }
 }
 
 impl Iterator for Places {

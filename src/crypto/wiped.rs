@@ -80,6 +80,11 @@ impl Wiped {
         self.end = self.bytes.len();
     }
 
+    /// Make room for appending this many bytes, so that they need not be moved while they are appended.
+    pub(crate) fn reserve(&mut self, more: usize) {
+        self.make_room(more);
+    }
+
     /// Room in the buffer, in bytes: what it costs in memory.
     pub(crate) fn capacity_bytes(&self) -> usize {
         self.bytes.capacity()

@@ -1,20 +1,33 @@
 //! A batch: writes to any number of tables that become visible and durable together or not at all.
+//!
+//! ```text
+//! tables   a            b          in the order in which they were first written to
+//! parts    2 writes     1 write    how many writes each has, and how long they are in the log
+//!          │  └─────────│──────┐
+//!          v            v      v
+//! ops      put a 1   put b 1   put a 2    each knows the next one of its table
+//! bytes    k v       k v       k v
+//! ```
+//! So a commit goes over the writes of one table after the other without sorting or copying them, and putting a batch together takes the same
+//! time per write however many tables there are.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::catalog::{Seat, TableState};
+use super::catalog::Seat;
 use super::session::{AccessKeys, Action, Handle};
 use super::table::Table;
 use crate::crypto::Wiped;
 use crate::error::{Error, Result};
 use crate::options::Durability;
-use crate::types::{BATCH_BYTES_MAX, BATCH_WRITES_MAX, KEY_BYTES_MAX, Kind, VALUE_BYTES_MAX};
+use crate::types::{BATCH_BYTES_MAX, BATCH_WRITES_MAX, KEY_BYTES_MAX, Kind, Slot, VALUE_BYTES_MAX};
+use crate::wal::Op;
 
 /// Writes to any number of tables that are committed together or not at all.
 ///
 /// Later writes of the same key win over earlier ones. Nothing is written before
 /// [`commit`](Batch::commit); dropping a batch forgets it. Limits: 1 GiB of keys and values, 16,777,216 writes, and
-/// 16,382 tables.
+/// 32,765 tables.
 ///
 /// # Example
 /// ```
@@ -118,21 +131,12 @@ fn limit(what: &'static str, actual: usize, limit: usize) -> Result<()> {
     Err(Error::LimitExceeded { what, limit: limit as u64, actual: actual as u64 })
 }
 
-/// One write, wherever its bytes lie.
-#[derive(Clone, Copy)]
-pub(crate) struct Write<'a> {
-    pub table: &'a Arc<TableState>,
-    pub kind: Kind,
-    pub key: &'a [u8],
-    pub value: &'a [u8],
-}
-
 /// What a commit is made of.
 pub(crate) trait WriteSet {
-    /// Every write, in order.
-    fn for_each<'a>(&'a self, visit: &mut dyn FnMut(Write<'a>));
     /// The tables written to, each once, with the writer's permits.
     fn tables(&self) -> &[Seat];
+    /// The writes to the table at this place in [`tables`](WriteSet::tables).
+    fn part(&self, index: usize) -> Part<'_>;
     /// Number of writes.
     fn len(&self) -> usize;
     /// Bytes of keys and values.
@@ -141,27 +145,65 @@ pub(crate) trait WriteSet {
     fn to_owned(&self) -> Writes;
 }
 
+/// The writes to one table, at least one.
+#[derive(Clone, Copy)]
+pub(crate) struct Part<'a> {
+    pub seat: &'a Seat,
+    /// How many there are.
+    pub entries: u64,
+    /// How many of these are deletes.
+    pub deletes: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+    /// What they take in the log.
+    pub raw_bytes: u64,
+    row: Row<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Row<'a> {
+    One(Op<'a>),
+    Chain { writes: &'a Writes, first: u32 },
+}
+
+impl<'a> Part<'a> {
+    /// Every write, in order.
+    #[inline]
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(Op<'a>) -> Result<()>) -> Result<()> {
+        match self.row {
+            Row::One(op) => visit(op),
+            Row::Chain { writes, mut first } => {
+                while let Some(link) = writes.ops.get(first as usize) {
+                    visit(writes.op(link))?;
+                    first = link.next;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
 /// A single write, borrowed from the caller.
 pub(crate) struct Single<'a> {
     seat: &'a Seat,
-    kind: Kind,
-    key: &'a [u8],
-    value: &'a [u8],
+    op: Op<'a>,
 }
 
 impl<'a> Single<'a> {
     pub(crate) fn new(seat: &'a Seat, kind: Kind, key: &'a [u8], value: &'a [u8]) -> Single<'a> {
-        Single { seat, kind, key, value }
+        Single { seat, op: Op { kind, key, value } }
     }
 }
 
 impl WriteSet for Single<'_> {
-    fn for_each<'b>(&'b self, visit: &mut dyn FnMut(Write<'b>)) {
-        visit(Write { table: &self.seat.table, kind: self.kind, key: self.key, value: self.value });
-    }
-
     fn tables(&self) -> &[Seat] {
         std::slice::from_ref(self.seat)
+    }
+
+    fn part(&self, _index: usize) -> Part<'_> {
+        let Single { seat, op } = *self;
+        let (bytes, deletes) = (self.bytes() as u64, u64::from(op.kind == Kind::Delete));
+        Part { seat, entries: 1, deletes, bytes, raw_bytes: op.raw_bytes(), row: Row::One(op) }
     }
 
     fn len(&self) -> usize {
@@ -169,12 +211,12 @@ impl WriteSet for Single<'_> {
     }
 
     fn bytes(&self) -> usize {
-        self.key.len() + self.value.len()
+        self.op.key.len() + self.op.value.len()
     }
 
     fn to_owned(&self) -> Writes {
-        let mut writes = Writes::default();
-        writes.push(self.seat, self.kind, self.key, self.value);
+        let mut writes = Writes { bytes: Wiped::with_capacity(self.bytes()), ..Writes::default() };
+        writes.push(self.seat, self.op.kind, self.op.key, self.op.value);
         writes
     }
 }
@@ -183,53 +225,110 @@ impl WriteSet for Single<'_> {
 #[derive(Default)]
 pub(crate) struct Writes {
     tables: Vec<Seat>,
-    ops: Vec<Op>,
+    /// What is written to each of these.
+    chains: Vec<Chain>,
+    ops: Vec<Link>,
     bytes: Wiped,
+    /// Where each table stands, once there are more than are looked through.
+    places: HashMap<Slot, u32>,
+    /// The table of the latest write.
+    latest: usize,
+}
+
+/// The writes to one table.
+struct Chain {
+    first: u32,
+    last: u32,
+    entries: u64,
+    deletes: u64,
+    bytes: u64,
+    raw_bytes: u64,
 }
 
 /// One write of [`Writes`]: the key ends where the value begins.
-struct Op {
-    table: u32,
-    kind: Kind,
+struct Link {
     start: usize,
     key_bytes: u32,
     value_bytes: u32,
+    /// The next write to the same table; [`END`] for none.
+    next: u32,
+    kind: Kind,
 }
+
+/// No write has this number: there are at most [`BATCH_WRITES_MAX`].
+const END: u32 = u32::MAX;
+/// So many tables are looked through.
+const TABLES_LOOKED_THROUGH: usize = 8;
 
 impl Writes {
     fn push(&mut self, seat: &Seat, kind: Kind, key: &[u8], value: &[u8]) {
-        // Batches mostly go on with the table that they wrote last.
-        let index = match self.tables.iter().rposition(|known| Arc::ptr_eq(&known.table, &seat.table)) {
-            Some(index) => index,
-            None => {
-                self.tables.push(seat.clone());
-                self.tables.len() - 1
-            }
-        };
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(key);
-        self.bytes.extend_from_slice(value);
-        self.ops.push(Op {
-            table: index as u32,
-            kind,
-            start,
+        let link = Link {
+            start: self.bytes.len(),
             key_bytes: key.len() as u32,
             value_bytes: value.len() as u32,
-        });
+            next: END,
+            kind,
+        };
+        self.bytes.extend_from_slice(key);
+        self.bytes.extend_from_slice(value);
+        let number = self.ops.len() as u32;
+        self.ops.push(link);
+        let place = match self.place_of(seat) {
+            Some(place) => {
+                let last = std::mem::replace(&mut self.chains[place].last, number);
+                self.ops[last as usize].next = number;
+                place
+            }
+            None => self.begin(seat, number),
+        };
+        let chain = &mut self.chains[place];
+        chain.entries += 1;
+        chain.deletes += u64::from(kind == Kind::Delete);
+        chain.bytes += (key.len() + value.len()) as u64;
+        chain.raw_bytes += Op { kind, key, value }.raw_bytes();
+        self.latest = place;
+    }
+
+    /// Take in a table whose first write is this one; where it stands.
+    fn begin(&mut self, seat: &Seat, first: u32) -> usize {
+        self.tables.push(seat.clone());
+        self.chains.push(Chain { first, last: first, entries: 0, deletes: 0, bytes: 0, raw_bytes: 0 });
+        if self.tables.len() > TABLES_LOOKED_THROUGH {
+            // All of them the first time, and the new one from then on.
+            let known = self.places.len();
+            let slots = self.tables.iter().map(|seat| seat.table.slot).zip(0..);
+            self.places.extend(slots.skip(known));
+        }
+        self.tables.len() - 1
+    }
+
+    fn place_of(&self, seat: &Seat) -> Option<usize> {
+        let is_it = |known: &Seat| Arc::ptr_eq(&known.table, &seat.table);
+        // Batches mostly go on with the table that they wrote last.
+        if self.tables.get(self.latest).is_some_and(is_it) {
+            return Some(self.latest);
+        }
+        if self.places.is_empty() {
+            return self.tables.iter().position(is_it);
+        }
+        self.places.get(&seat.table.slot).map(|place| *place as usize)
+    }
+
+    fn op(&self, link: &Link) -> Op<'_> {
+        let (key, rest) = self.bytes[link.start..].split_at(link.key_bytes as usize);
+        Op { kind: link.kind, key, value: &rest[..link.value_bytes as usize] }
     }
 }
 
 impl WriteSet for Writes {
-    fn for_each<'a>(&'a self, visit: &mut dyn FnMut(Write<'a>)) {
-        for op in &self.ops {
-            let (key, rest) = self.bytes[op.start..].split_at(op.key_bytes as usize);
-            let table = &self.tables[op.table as usize].table;
-            visit(Write { table, kind: op.kind, key, value: &rest[..op.value_bytes as usize] });
-        }
-    }
-
     fn tables(&self) -> &[Seat] {
         &self.tables
+    }
+
+    fn part(&self, index: usize) -> Part<'_> {
+        let Chain { first, entries, deletes, bytes, raw_bytes, .. } = self.chains[index];
+        let row = Row::Chain { writes: self, first };
+        Part { seat: &self.tables[index], entries, deletes, bytes, raw_bytes, row }
     }
 
     fn len(&self) -> usize {
@@ -241,10 +340,15 @@ impl WriteSet for Writes {
     }
 
     fn to_owned(&self) -> Writes {
-        let mut writes = Writes::default();
-        for op in &self.ops {
-            let (key, rest) = self.bytes[op.start..].split_at(op.key_bytes as usize);
-            writes.push(&self.tables[op.table as usize], op.kind, key, &rest[..op.value_bytes as usize]);
+        let mut writes = Writes { bytes: Wiped::with_capacity(self.bytes.len()), ..Writes::default() };
+        // Table by table: what matters is the order of the writes to one table.
+        for index in 0..self.tables.len() {
+            let part = self.part(index);
+            // Copying cannot fail.
+            let _ = part.for_each(|op| {
+                writes.push(part.seat, op.kind, op.key, op.value);
+                Ok(())
+            });
         }
         writes
     }

@@ -333,9 +333,11 @@ impl Memory {
         })
     }
 
-    /// Note that an entry of this number is in it.
+    /// Note that an entry of this number is in it. Only the writer calls this, or who fills it before anybody else knows it.
     pub(crate) fn reached(&self, seq: Seq) {
-        self.last_seq.fetch_max(seq.get(), Ordering::Relaxed);
+        if self.last_seq.load(Ordering::Relaxed) < seq.get() {
+            self.last_seq.store(seq.get(), Ordering::Relaxed);
+        }
     }
 
     /// From now on it is on its way to the disk; true if it was not before.
@@ -363,8 +365,11 @@ impl Memory {
 
     /// Bytes that it has grown by since this was last asked. Only the writer calls this.
     pub(crate) fn uncharged_bytes(&self) -> usize {
-        let bytes = self.table.bytes();
-        bytes.saturating_sub(self.charged_bytes.swap(bytes, Ordering::Relaxed))
+        let (bytes, charged) = (self.table.bytes(), self.charged_bytes.load(Ordering::Relaxed));
+        if bytes != charged {
+            self.charged_bytes.store(bytes, Ordering::Relaxed);
+        }
+        bytes.saturating_sub(charged)
     }
 
     /// What of its bytes the write budget knows of.

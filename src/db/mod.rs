@@ -139,9 +139,7 @@ pub(crate) struct Engine {
     manifest: Manifest,
     log: Log,
     writer: Mutex<LogWriter>,
-    queue: Mutex<Queue>,
-    /// Raised when a leader has answered its followers.
-    committed: Signal,
+    queue: Queue,
     visible: VisibleSeq,
     moments: Arc<Moments>,
     readers: Arc<Readers>,

@@ -950,20 +950,51 @@ impl JournalFrame {
         out: &mut Vec<u8>,
         seal: impl FnOnce(&[u8], &mut [u8]) -> Result<Tag>,
     ) -> Result<Tag> {
-        let body = self.start + JOURNAL_HEAD_BYTES;
-        let body_bytes = out.len() - body;
-        assert!(body_bytes >= 1 && body_bytes <= self.body_bytes_max, "a journal frame is filled as announced");
-        let body_len = body_bytes as u32;
-        let aad = associated_data(self.kind, last, body_len, ordinal);
-        let tag = seal_or_wipe(out, body, |bytes| {
-            check_payload(bytes.len(), self.kind.frame_bytes_max() - JOURNAL_OVERHEAD_BYTES)?;
-            seal(&aad, bytes)
-        })?;
-        out.put(&tag);
-        let head = JournalHead { body_len, ordinal, kind: self.kind, body_crc: crc32(&[&out[body..]]) };
-        out[self.start..body].copy_from_slice(&head.encode());
-        Ok(tag)
+        let filled_bytes = self.body_bytes_max - self.room(out);
+        assert!(filled_bytes >= 1, "a journal frame is filled as announced");
+        // The room was made when the frame was begun.
+        out.put_reserved::<TAG_BYTES>();
+        let sealed = finish_journal_frame(&mut out[self.start..], self.kind, last, ordinal, seal);
+        if sealed.is_err() {
+            out.truncate(self.start);
+        }
+        sealed
     }
+
+    /// Bytes that may still be appended.
+    ///
+    /// # Panics
+    /// If more were appended than was announced.
+    pub(crate) fn room(&self, out: &[u8]) -> usize {
+        let filled_bytes = out.len() - self.start - JOURNAL_HEAD_BYTES;
+        assert!(filled_bytes <= self.body_bytes_max, "a journal frame is filled as announced");
+        self.body_bytes_max - filled_bytes
+    }
+}
+
+/// Seal a journal frame where it lies: `frame` has room for head and tag around a body in clear, and is a whole frame afterwards.
+///
+/// # Errors
+/// [`Error::LimitExceeded`] for a body that is too large, or what `seal` fails with; the body is wiped then.
+pub(crate) fn finish_journal_frame(
+    frame: &mut [u8],
+    kind: FrameKind,
+    last: bool,
+    ordinal: u64,
+    seal: impl FnOnce(&[u8], &mut [u8]) -> Result<Tag>,
+) -> Result<Tag> {
+    let (head, rest) = frame.split_at_mut(JOURNAL_HEAD_BYTES);
+    let (body, tag) = rest.split_at_mut(rest.len() - TAG_BYTES);
+    let body_len = body.len() as u32;
+    let aad = associated_data(kind, last, body_len, ordinal);
+    let sealed =
+        check_payload(body.len(), kind.frame_bytes_max() - JOURNAL_OVERHEAD_BYTES).and_then(|()| seal(&aad, body));
+    match &sealed {
+        Ok(made) => tag.copy_from_slice(made),
+        Err(_) => body.fill(0),
+    }
+    head.copy_from_slice(&JournalHead { body_len, ordinal, kind, body_crc: crc32(&[rest]) }.encode());
+    sealed
 }
 
 /// Open a whole journal frame, head included.

@@ -12,7 +12,7 @@ use crate::crypto::{Ordinals, Suite};
 use crate::format::current::{Closed, Current};
 use crate::format::frame::{Expected, FileHeader, FileOpener, FileSealer, FrameKind, HEADER_BYTES, JournalHead};
 use crate::format::keyfile::{KeyFile, KeyState, MasterKind, SystemKeyFile, Wrap};
-use crate::format::log::{GroupWriter, LogPoint, SectionReader, SegmentOpener, SegmentSealer, entry_bytes};
+use crate::format::log::{GroupWriter, LogPoint, SectionReader, SegmentOpener, SegmentSealer, entry_bytes, keep};
 use crate::format::manifest::{Edit, EditGroup, ManifestOpener, ManifestSealer};
 use crate::format::parked::ParkedOpener;
 use crate::format::testing::*;
@@ -132,21 +132,21 @@ fn log(suite: Suite, entropy: &Counting) -> Vec<u8> {
     let sealer = table_key().stream_sealer(suite, segment.ordinals());
     let seq = |number| Seq::new(number).unwrap();
     let raw_bytes = entry_bytes(3, Some(5)) + entry_bytes(4, None);
-    let mut group = GroupWriter::begin(segment.ordinals(), 1, &mut out).unwrap();
-    let mut writer = group.section(&sealer, Slot(3), Generation(3), seq(100), raw_bytes).unwrap();
+    let mut group = GroupWriter::begin(segment.ordinals(), (1, 1), seq(100), &mut out, keep).unwrap();
+    let mut writer = group.section(&sealer, Slot(3), Generation(3), raw_bytes).unwrap();
     writer.put(b"key", b"value").unwrap();
     writer.delete(b"gone").unwrap();
     let section = writer.finish();
-    group.add(section);
-    let tag = group.finish(segment.system(), Epoch(41), seq(100), [0; 16], LogPoint::default()).unwrap();
+    group.add(&section);
+    let tag = group.finish(segment.system(), Epoch(41), [0; 16], LogPoint::default()).unwrap();
     let synced = LogPoint { segment: FileNumber(12), end_bytes: out.len() as u64 };
     mark(segment.ordinals(), &segment, tag, synced, &mut out);
     out
 }
 
 fn mark(ordinals: &Ordinals, segment: &SegmentSealer, previous: [u8; 16], synced: LogPoint, out: &mut Vec<u8>) {
-    let mark = GroupWriter::begin(ordinals, 0, out).unwrap();
-    mark.finish(segment.system(), Epoch(41), Seq::new(102).unwrap(), previous, synced).unwrap();
+    let mark = GroupWriter::begin(ordinals, (0, 0), Seq::new(102).unwrap(), out, keep).unwrap();
+    mark.finish(segment.system(), Epoch(41), previous, synced).unwrap();
 }
 
 const PAYLOADS: [(FrameKind, &[u8]); 3] =

@@ -3,9 +3,9 @@
 //! ```text
 //! wal/000012.wal, 4711 bytes
 //! @0 header: Log 12, format version 1, Aes256Gcm, ...        the header's fields, its CRC and, with the key, its tag
-//! @160 +328 ordinal 0 Envelope: crc ok, opens                one line per frame, and
+//! @160 +120 ordinal 0 Envelope: crc ok, opens                one line per frame, and
 //!     group: epoch 3, first #18, ...                         what is in it
-//! @488 damaged at byte 488: the frame does not match ...     what is wrong, in place
+//! @280 damaged at byte 280: the frame does not match ...     what is wrong, in place
 //! ```
 //! Damage is described and reading goes on as far as the file lets it: frames of log and manifest are searched for behind a hole, the second
 //! copy of a key file begins in its middle, and of a sorted table nothing can be found behind a frame whose length is wrong.

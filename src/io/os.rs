@@ -249,8 +249,18 @@ impl File for OpenFile {
         self.0.read_exact_at(buffer, offset_bytes)
     }
 
-    fn write_all_at(&self, bytes: &[u8], offset_bytes: u64) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset_bytes)
+    fn write_all_at(&self, mut bytes: &[u8], mut offset_bytes: u64) -> io::Result<()> {
+        // The system call itself: around it, the C library opens and closes a window in which the thread may be cancelled, which is a tenth of
+        // what a small write costs.
+        while !bytes.is_empty() {
+            let written = retry_on_intr(|| rustix::io::pwrite(&self.0, bytes, offset_bytes))?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            bytes = &bytes[written..];
+            offset_bytes += written as u64;
+        }
+        Ok(())
     }
 
     fn len_bytes(&self) -> io::Result<u64> {

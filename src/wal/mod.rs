@@ -15,6 +15,12 @@
 //!   file; a place that was taken is never written twice, because any error ends the log's life.
 //! - A segment of an earlier opening is never written to. A spare is a segment that nobody has written to yet.
 //! - [`Log::sync`] makes older segments durable before newer ones, so that what is durable is a prefix.
+//! - An append takes no lock but the writer's: how long a segment is stands in an atomic beside it, raised when the bytes are there.
+//!
+//! # Groups of any size
+//! A group is sealed in one buffer and written with one call. One that is larger than [`PIECE_BYTES`] goes to the file in pieces as it is sealed, and
+//! its envelope last of all, to the room that was left before the pieces: a crash in between leaves a hole where the group begins, and
+//! the log ends there. So a value of 512 MiB needs no more memory than one of 2 MiB here.
 //!
 //! # Room ahead
 //! Where commits are synced one by one, a sync would write down a new length of the file each time, which costs a file system with a
@@ -30,9 +36,10 @@ mod window;
 #[cfg(test)]
 mod tests;
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -41,7 +48,7 @@ pub(crate) use self::replay::SectionRef;
 use crate::crypto::{Salt, StreamSealer, Suite, TableKey, Tag};
 use crate::error::{Error, Result};
 use crate::format::FileName;
-use crate::format::log::{GroupWriter, LogPoint, SegmentSealer, entry_bytes};
+use crate::format::log::{Envelope, GroupWriter, LogPoint, SegmentSealer, entry_bytes, section_frames};
 use crate::io::directory::{Directory, refused};
 use crate::io::{Entropy, LogFile, PlainLogFile};
 use crate::keys::SystemKeys;
@@ -53,8 +60,10 @@ const PAGE_BYTES: u64 = 4096;
 /// What is reserved of a segment at a time that is often synced.
 const RESERVE_BYTES_MIN: u64 = 4 << 10;
 const RESERVE_BYTES_MAX: u64 = 1 << 20;
-/// A group buffer larger than this is given back after the write.
-const BUFFER_BYTES_KEPT: usize = 4 << 20;
+/// What is sealed of a group is written once it is this long.
+const PIECE_BYTES: usize = 2 << 20;
+/// A group buffer larger than this is given back after the write: two pieces, unless very many tables made the envelope large.
+const BUFFER_BYTES_KEPT: usize = 2 * PIECE_BYTES;
 
 /// One entry of a section.
 #[derive(Clone, Copy)]
@@ -65,12 +74,17 @@ pub(crate) struct Op<'a> {
 }
 
 /// What one table contributes to a group.
-pub(crate) struct SectionInput<'a> {
-    pub slot: Slot,
-    pub suite: Suite,
-    pub key: &'a TableKey,
-    pub first_seq: Seq,
-    pub ops: &'a [Op<'a>],
+pub(crate) trait SectionSource {
+    /// The table.
+    fn slot(&self) -> Slot;
+    /// How its section is sealed.
+    fn suite(&self) -> Suite;
+    /// Under which key.
+    fn key(&self) -> &TableKey;
+    /// Bytes of all entries ([`Op::raw_bytes`] each); at least one entry.
+    fn raw_bytes(&self) -> u64;
+    /// Every entry, in order.
+    fn for_each(&self, visit: impl FnMut(Op<'_>) -> Result<()>) -> Result<()>;
 }
 
 /// The log of an open store: what everybody may ask, while the writer writes.
@@ -80,6 +94,8 @@ pub(crate) struct Log {
     system: SystemKeys,
     suite: Suite,
     shared: Mutex<Shared>,
+    /// Counts how often `Shared::synced` has risen, so that the writer need not look there for nothing.
+    syncs: AtomicU64,
     /// Held while files are synced, so that those who come meanwhile share the next sync. Keeps why a sync failed: the
     /// system tells of lost pages once, and would call the next sync of the same file a success.
     syncing: Mutex<Syncing>,
@@ -93,26 +109,53 @@ struct Syncing {
 }
 
 struct Shared {
-    /// Where the next group will begin.
-    end: LogPoint,
+    /// The segment that the next group goes to, or went to if there is none at present.
+    current: FileNumber,
+    /// Its length.
+    end: Arc<Length>,
     /// Everything before this is durable.
     synced: LogPoint,
-    /// Written segments that are not known to be durable, oldest first, with their lengths; the last is the current one.
+    /// Segments of this opening that are not known to be durable, oldest first, or to be cut; the current one is always among them.
     unsynced: VecDeque<Unsynced>,
-    /// Lengths of all live segments.
-    segments: BTreeMap<FileNumber, u64>,
+    /// All live segments.
+    segments: BTreeMap<FileNumber, Arc<Length>>,
     spare: Option<OpenSegment>,
     /// What is in live segments, the current one excepted.
     sealed: BTreeMap<FileNumber, Sealed>,
+}
+
+/// Bytes of a segment. Raised by the writer alone, when what lies before has been written.
+#[derive(Debug)]
+struct Length(AtomicU64);
+
+impl Length {
+    fn of(bytes: u64) -> Arc<Length> {
+        Arc::new(Length(AtomicU64::new(bytes)))
+    }
+
+    fn load(&self) -> u64 {
+        // Pairs with the Release in `raise`: what was written before is written for whoever sees the length.
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn raise(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::Release);
+    }
 }
 
 #[derive(Clone)]
 struct Unsynced {
     number: FileNumber,
     file: Arc<dyn LogFile>,
-    end_bytes: u64,
+    end: Arc<Length>,
     /// Written to no more: what is reserved behind its end is given back, so that the file is as long as what is in it.
     left: bool,
+}
+
+impl Unsynced {
+    fn point(&self) -> LogPoint {
+        LogPoint { segment: self.number, end_bytes: self.end.load() }
+    }
 }
 
 /// Room that was asked for in a segment, so that a sync behind it has only data to write and no new length.
@@ -143,6 +186,9 @@ pub(crate) struct LogWriter {
     previous: Tag,
     /// How far the last envelope said that the log was durable.
     attested: LogPoint,
+    /// [`Log::synced`] as it was when [`Log::syncs`] was this.
+    synced: (u64, LogPoint),
+    /// Ciphertext, except while a group is put together.
     buffer: Vec<u8>,
 }
 
@@ -151,17 +197,57 @@ pub(crate) struct OpenSegment {
     number: FileNumber,
     file: Arc<dyn LogFile>,
     sealer: SegmentSealer,
-    sections: HashMap<(Slot, Generation), Stream>,
-    end_bytes: u64,
+    streams: Streams,
+    end: Arc<Length>,
+}
+
+/// The generations of tables that have sections in one segment.
+#[derive(Default)]
+struct Streams {
+    all: Vec<Stream>,
+    places: HashMap<(Slot, Generation), usize, BuildHasherDefault<NumberHasher>>,
+    /// The one that was asked for last: writes mostly go on with the same table.
+    last: usize,
 }
 
 /// A generation of a table in one segment.
-#[derive(Default)]
 struct Stream {
+    whose: (Slot, Generation),
     /// Forgotten when the table's keys are.
     sealer: Option<StreamSealer>,
     /// Bytes of its sections.
-    bytes: Cell<u64>,
+    bytes: u64,
+}
+
+impl Streams {
+    fn of(&mut self, whose: (Slot, Generation)) -> &mut Stream {
+        if self.all.get(self.last).is_none_or(|stream| stream.whose != whose) {
+            let Streams { all, places, last } = self;
+            *last = *places.entry(whose).or_insert_with(|| {
+                all.push(Stream { whose, sealer: None, bytes: 0 });
+                all.len() - 1
+            });
+        }
+        &mut self.all[self.last]
+    }
+}
+
+/// Spreads numbers that the engine gave out itself: nobody can choose them so that they collide.
+#[derive(Default)]
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0.rotate_left(32) ^ u64::from(number)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
 }
 
 /// Bytes of sections by table and generation.
@@ -187,10 +273,14 @@ impl Log {
         let synced = segments
             .last_key_value()
             .map_or(LogPoint::default(), |(&segment, &end_bytes)| LogPoint { segment, end_bytes });
-        let shared =
-            Shared { end: synced, synced, unsynced: VecDeque::new(), segments, spare: None, sealed: BTreeMap::new() };
-        let log = Log { dir, entropy, system, suite, shared: Mutex::new(shared), syncing: Mutex::default() };
-        (log, LogWriter { current: None, previous, attested: synced, buffer: Vec::new() })
+        let segments: BTreeMap<_, _> =
+            segments.into_iter().map(|(number, bytes)| (number, Length::of(bytes))).collect();
+        let end = segments.get(&synced.segment).cloned().unwrap_or_else(|| Length::of(0));
+        let (unsynced, sealed) = (VecDeque::new(), BTreeMap::new());
+        let shared = Shared { current: synced.segment, end, synced, unsynced, segments, spare: None, sealed };
+        let shared = Mutex::new(shared);
+        let log = Log { dir, entropy, system, suite, shared, syncs: AtomicU64::new(0), syncing: Mutex::default() };
+        (log, LogWriter { current: None, previous, attested: synced, synced: (0, synced), buffer: Vec::new() })
     }
 
     /// Create a segment file with its header, durably. Nobody knows it until the manifest names it.
@@ -210,25 +300,25 @@ impl Log {
             return Err(error);
         }
         let file = Arc::new(PlainLogFile(file));
-        Ok(OpenSegment { number, file, sealer, sections: HashMap::new(), end_bytes: header.len() as u64 })
+        Ok(OpenSegment { number, file, sealer, streams: Streams::default(), end: Length::of(header.len() as u64) })
     }
 
     /// Keep a segment that the manifest names now for when it is needed.
     pub(crate) fn offer_spare(&self, spare: OpenSegment) {
         let mut shared = self.shared.lock();
-        shared.segments.insert(spare.number, spare.end_bytes);
+        shared.segments.insert(spare.number, spare.end.clone());
         shared.spare = Some(spare);
     }
 
     /// Whether the next group may go to the current segment.
     pub(crate) fn has_room(&self, writer: &LogWriter, segment_bytes: u64) -> bool {
-        writer.current.as_ref().is_some_and(|current| current.end_bytes < segment_bytes)
+        writer.current.as_ref().is_some_and(|current| current.end.load() < segment_bytes)
     }
 
     /// Whether it is time to prepare the next segment.
     pub(crate) fn wants_spare(&self, segment_bytes: u64) -> bool {
         let shared = self.shared.lock();
-        shared.spare.is_none() && shared.end.end_bytes > segment_bytes / 2
+        shared.spare.is_none() && shared.end.load() > segment_bytes / 2
     }
 
     /// Never write to the current segment or the spare again. Returns the spare's number, if there was one.
@@ -261,7 +351,7 @@ impl Log {
             own.for_each(|(key, bytes)| add(*number, *key, *bytes));
         }
         if let Some(current) = &writer.current {
-            current.sections.iter().for_each(|(key, stream)| add(current.number, *key, stream.bytes.get()));
+            current.streams.all.iter().for_each(|stream| add(current.number, stream.whose, stream.bytes));
         }
         found
     }
@@ -271,77 +361,72 @@ impl Log {
         let mut shared = self.shared.lock();
         let Some(spare) = shared.spare.take() else { return false };
         shared.leave(writer.current.take());
-        shared.end = LogPoint { segment: spare.number, end_bytes: spare.end_bytes };
-        shared.unsynced.push_back(Unsynced {
-            number: spare.number,
-            file: spare.file.clone(),
-            end_bytes: spare.end_bytes,
-            left: false,
-        });
+        shared.current = spare.number;
+        shared.end = spare.end.clone();
+        let (number, file, end) = (spare.number, spare.file.clone(), spare.end.clone());
+        shared.unsynced.push_back(Unsynced { number, file, end, left: false });
         writer.current = Some(spare);
         self.dir.meters().count(Count::SegmentsBegun, 1);
         true
     }
 
-    /// Append one group, whose first entry has `first_seq`; where it ends. After an error the log must not be written again.
+    /// Append one group, whose first entry has `first_seq`, with a section for each source in order; where it ends. After an error the log
+    /// must not be written again.
     pub(crate) fn append(
         &self,
         writer: &mut LogWriter,
         epoch: Epoch,
         first_seq: Seq,
-        inputs: &[SectionInput<'_>],
+        sources: &[impl SectionSource],
     ) -> Result<LogPoint> {
-        let synced = self.shared.lock().synced;
-        let LogWriter { current, previous, attested, buffer } = writer;
+        let synced = self.synced_for(writer);
+        let LogWriter { current, previous, attested, buffer, .. } = writer;
         let segment = current.as_mut().ok_or_else(no_segment)?;
-        buffer.clear();
-        let (tag, frames) = segment.seal_group(epoch, first_seq, *previous, synced, inputs, buffer)?;
-        self.dir.meters().sealed(FileKind::Log, frames, buffer.len() as u64);
-        let written = segment.file.write_at(buffer, segment.end_bytes);
-        written.map_err(|error| refused("write", &FileName::Log(segment.number).path(), error))?;
-        segment.end_bytes += buffer.len() as u64;
+        let start = segment.end.load();
+        let (tag, frames) = segment.write_group((epoch, first_seq, *previous, synced), sources, buffer)?;
+        let end_bytes = segment.end.load();
+        self.dir.meters().sealed(FileKind::Log, frames, end_bytes - start);
         *previous = tag;
         *attested = synced;
         if buffer.capacity() > BUFFER_BYTES_KEPT {
             *buffer = Vec::new();
         }
-        Ok(self.advance(segment))
+        Ok(LogPoint { segment: segment.number, end_bytes })
     }
 
     /// Attest what has become durable since the last envelope, by an envelope without sections that is not synced itself.
     pub(crate) fn mark(&self, writer: &mut LogWriter, epoch: Epoch, next_seq: Seq) -> Result<()> {
-        if writer.current.is_none() || writer.attested >= self.shared.lock().synced {
+        let synced = self.synced_for(writer);
+        if writer.current.is_none() || writer.attested >= synced {
             return Ok(());
         }
-        self.append(writer, epoch, next_seq, &[]).map(drop)
+        self.append_mark(writer, epoch, next_seq).map(drop)
     }
 
-    /// Note how far the current segment has come.
-    fn advance(&self, segment: &OpenSegment) -> LogPoint {
-        let mut shared = self.shared.lock();
-        shared.end = LogPoint { segment: segment.number, end_bytes: segment.end_bytes };
-        shared.segments.insert(segment.number, segment.end_bytes);
-        match shared.unsynced.back_mut() {
-            Some(last) if last.number == segment.number => last.end_bytes = segment.end_bytes,
-            _ => shared.unsynced.push_back(Unsynced {
-                number: segment.number,
-                file: segment.file.clone(),
-                end_bytes: segment.end_bytes,
-                left: false,
-            }),
+    /// Append an envelope without sections.
+    pub(crate) fn append_mark(&self, writer: &mut LogWriter, epoch: Epoch, next_seq: Seq) -> Result<LogPoint> {
+        const NOTHING: &[Nothing] = &[];
+        self.append(writer, epoch, next_seq, NOTHING)
+    }
+
+    /// As [`synced`](Log::synced), without its lock while nothing has been synced.
+    fn synced_for(&self, writer: &mut LogWriter) -> LogPoint {
+        let syncs = self.syncs.load(Ordering::Acquire);
+        if writer.synced.0 != syncs {
+            writer.synced = (syncs, self.synced());
         }
-        shared.end
+        writer.synced.1
     }
 
     /// Where the segment that nobody has written to yet ends, if there is one.
     pub(crate) fn spare_end(&self) -> Option<LogPoint> {
         let shared = self.shared.lock();
-        shared.spare.as_ref().map(|spare| LogPoint { segment: spare.number, end_bytes: spare.end_bytes })
+        shared.spare.as_ref().map(|spare| LogPoint { segment: spare.number, end_bytes: spare.end.load() })
     }
 
     /// Where the next group will begin.
     pub(crate) fn end(&self) -> LogPoint {
-        self.shared.lock().end
+        self.shared.lock().end()
     }
 
     /// Everything before this is durable.
@@ -386,22 +471,25 @@ impl Log {
         // What is written by now is synced along with what was asked for.
         let (entries, synced) = {
             let shared = self.shared.lock();
-            (shared.unsynced.iter().cloned().collect::<Vec<_>>(), shared.synced)
+            let is_due = |entry: &&Unsynced| entry.left || entry.point() > shared.synced;
+            (shared.unsynced.iter().filter(is_due).cloned().collect::<Vec<_>>(), shared.synced)
         };
-        for Unsynced { number, file, end_bytes, left } in entries {
+        for entry in entries {
+            let Unsynced { number, ref file, left, .. } = entry;
+            let point = entry.point();
             let lost = |error| refused("sync", &FileName::Log(number).path(), error);
             if left {
-                file.cut(end_bytes).map_err(lost)?;
+                file.cut(point.end_bytes).map_err(lost)?;
             } else {
                 let synced_bytes = if synced.segment == number { synced.end_bytes } else { 0 };
-                reserved.before_sync(&*file, number, synced_bytes, end_bytes);
+                reserved.before_sync(&**file, number, synced_bytes, point.end_bytes);
             }
-            file.sync_to(end_bytes).map_err(lost)?;
+            file.sync_to(point.end_bytes).map_err(lost)?;
             let mut shared = self.shared.lock();
-            shared.synced = shared.synced.max(LogPoint { segment: number, end_bytes });
-            let done = |entry: &Unsynced| entry.number == number && entry.end_bytes == end_bytes && entry.left == left;
-            if shared.unsynced.front().is_some_and(done) {
-                shared.unsynced.pop_front();
+            shared.synced = shared.synced.max(point);
+            self.syncs.fetch_add(1, Ordering::Release);
+            if left {
+                shared.unsynced.retain(|entry| entry.number != number);
             }
         }
         Ok(())
@@ -416,7 +504,7 @@ impl Log {
         for entry in entries {
             let start = if synced.segment == entry.number { synced.end_bytes } else { 0 };
             // Without the last page: commits write to it yet, and would write it twice.
-            let end = entry.end_bytes / PAGE_BYTES * PAGE_BYTES;
+            let end = entry.end.load() / PAGE_BYTES * PAGE_BYTES;
             if end > start {
                 entry.file.begin_write_back(start, end - start);
             }
@@ -426,15 +514,15 @@ impl Log {
     /// How it is now, for the store's figures.
     pub(crate) fn look_at(&self, figures: &mut LogFigures) {
         let shared = self.shared.lock();
-        figures.bytes = shared.segments.values().sum();
+        figures.bytes = shared.segments.values().map(|end| end.load()).sum();
         figures.segments = shared.segments.len() as u64;
         figures.oldest_segment = shared.segments.first_key_value().map_or(0, |(number, _)| number.0);
-        figures.newest_segment = shared.end.segment.0;
+        figures.newest_segment = shared.current.0;
     }
 
     /// Bytes of all live segments.
     pub(crate) fn total_bytes(&self) -> u64 {
-        self.shared.lock().segments.values().sum()
+        self.shared.lock().segments.values().map(|end| end.load()).sum()
     }
 
     /// The oldest live segment.
@@ -446,7 +534,7 @@ impl Log {
     /// to one caller, who has the manifest forget it and then removes it.
     pub(crate) fn take_segments_before(&self, needed: Option<FileNumber>) -> Vec<FileNumber> {
         let mut shared = self.shared.lock();
-        let limit = needed.map_or(shared.end.segment, |needed| needed.min(shared.end.segment));
+        let limit = needed.map_or(shared.current, |needed| needed.min(shared.current));
         let left = shared.segments.split_off(&limit);
         std::mem::replace(&mut shared.segments, left).into_keys().collect()
     }
@@ -457,7 +545,7 @@ impl Log {
         let segments = shared.segments.range(from..=to.segment.max(from));
         let end_bytes =
             |number, len_bytes: u64| if number == to.segment { len_bytes.min(to.end_bytes) } else { len_bytes };
-        segments.map(|(&number, &len_bytes)| (number, end_bytes(number, len_bytes))).collect()
+        segments.map(|(&number, end)| (number, end_bytes(number, end.load()))).collect()
     }
 
     /// The live segment that follows this one.
@@ -470,7 +558,7 @@ impl Log {
     /// A segment that no commit to come is older than: what is held for no segment of its own is held for this one.
     pub(crate) fn segment_to_come(&self) -> FileNumber {
         let shared = self.shared.lock();
-        let current = shared.segments.contains_key(&shared.end.segment).then_some(shared.end.segment);
+        let current = shared.segments.contains_key(&shared.current).then_some(shared.current);
         let newest = || shared.segments.last_key_value().map(|(&number, _)| number);
         current.or_else(newest).unwrap_or(FileNumber(1))
     }
@@ -489,76 +577,169 @@ impl Log {
 }
 
 impl Shared {
+    /// Where the next group will begin.
+    fn end(&self) -> LogPoint {
+        LogPoint { segment: self.current, end_bytes: self.end.load() }
+    }
+
     /// A segment is written to no more.
     fn leave(&mut self, segment: Option<OpenSegment>) {
         if let Some(segment) = segment {
             self.mark_left(&segment);
-            let bytes = segment.sections.into_iter().map(|(key, stream)| (key, stream.bytes.get()));
+            let bytes = segment.streams.all.into_iter().map(|stream| (stream.whose, stream.bytes));
             self.sealed.insert(segment.number, bytes.collect());
         }
     }
 
     /// Have the next sync give back what is reserved in a segment.
     fn mark_left(&mut self, segment: &OpenSegment) {
-        let OpenSegment { number, file, end_bytes, .. } = segment;
-        match self.unsynced.back_mut() {
-            Some(last) if last.number == *number => last.left = true,
-            _ => {
-                let file = file.clone();
-                self.unsynced.push_back(Unsynced { number: *number, file, end_bytes: *end_bytes, left: true });
+        match self.unsynced.iter_mut().find(|entry| entry.number == segment.number) {
+            Some(entry) => entry.left = true,
+            None => {
+                let OpenSegment { number, file, end, .. } = segment;
+                self.unsynced.push_back(Unsynced { number: *number, file: file.clone(), end: end.clone(), left: true });
             }
         }
     }
 }
 
 impl OpenSegment {
-    /// Seal a group into `out`, envelope first; its envelope's tag.
-    fn seal_group(
+    /// Seal a group and write it at the segment's end; its envelope's tag, and how many frames there are.
+    fn write_group(
         &mut self,
-        epoch: Epoch,
-        first_seq: Seq,
-        previous: Tag,
-        synced: LogPoint,
-        inputs: &[SectionInput<'_>],
-        out: &mut Vec<u8>,
+        (epoch, first_seq, previous, synced): (Epoch, Seq, Tag, LogPoint),
+        sources: &[impl SectionSource],
+        buffer: &mut Vec<u8>,
     ) -> Result<(Tag, u64)> {
-        // The envelope is one.
-        let mut frames = 1;
-        for input in inputs {
-            let sealer = || input.key.stream_sealer(input.suite, self.sealer.ordinals());
-            let stream = self.sections.entry((input.slot, input.key.generation())).or_default();
-            stream.sealer.get_or_insert_with(sealer);
-        }
-        let mut group = GroupWriter::begin(self.sealer.ordinals(), inputs.len(), out)?;
-        for input in inputs {
-            let generation = input.key.generation();
-            let raw_bytes = input.ops.iter().map(Op::raw_bytes).sum();
-            let stream = &self.sections[&(input.slot, generation)];
-            let mut section = group.section(
-                stream.sealer.as_ref().ok_or_else(no_segment)?,
-                input.slot,
-                generation,
-                input.first_seq,
-                raw_bytes,
-            )?;
-            for op in input.ops {
-                match op.kind {
-                    Kind::Delete => section.delete(op.key)?,
-                    _ => section.put(op.key, op.value)?,
-                }
-            }
+        let OpenSegment { number, file, sealer, streams, end } = self;
+        let mut target = Target::new(&**file, *number, end.load(), sources.len());
+        buffer.clear();
+        let frames = sources.iter().map(|source| section_frames(source.raw_bytes())).sum();
+        let drain = |buffer: &mut Vec<u8>| if buffer.len() < PIECE_BYTES { Ok(()) } else { target.write_piece(buffer) };
+        let mut group = GroupWriter::begin(sealer.ordinals(), (sources.len(), frames), first_seq, buffer, drain)?;
+        for source in sources {
+            let (slot, generation) = (source.slot(), source.key().generation());
+            let stream = streams.of((slot, generation));
+            let sealing = || source.key().stream_sealer(source.suite(), sealer.ordinals());
+            let sealing = &*stream.sealer.get_or_insert_with(sealing);
+            let mut section = group.section(sealing, slot, generation, source.raw_bytes())?;
+            source.for_each(|op| match op.kind {
+                Kind::Delete => section.delete(op.key),
+                _ => section.put(op.key, op.value),
+            })?;
             let section = section.finish();
-            stream.bytes.set(stream.bytes.get() + section.len_bytes);
-            frames += u64::from(section.frames);
-            group.add(section);
+            stream.bytes += section.len_bytes;
+            group.add(&section);
         }
-        let tag = group.finish(self.sealer.system(), epoch, first_seq, previous, synced)?;
-        Ok((tag, frames))
+        let tag = group.finish(sealer.system(), epoch, previous, synced)?;
+
+        end.raise(target.finish(buffer)?);
+        // The envelope is one.
+        Ok((tag, 1 + frames))
+    }
+}
+
+/// Where a group is written to.
+struct Target<'a> {
+    file: &'a dyn LogFile,
+    number: FileNumber,
+    /// Where the envelope goes.
+    start: u64,
+    envelope_bytes: usize,
+    /// Where what is behind the envelope's room in the buffer goes.
+    next: u64,
+}
+
+impl<'a> Target<'a> {
+    fn new(file: &'a dyn LogFile, number: FileNumber, start: u64, sections: usize) -> Target<'a> {
+        let envelope_bytes = Envelope::disk_bytes(sections);
+        Target { file, number, start, envelope_bytes, next: start + envelope_bytes as u64 }
+    }
+
+    /// Write the sealed frames that are in the buffer, and take them out.
+    fn write_piece(&mut self, buffer: &mut Vec<u8>) -> Result<()> {
+        self.write_at(&buffer[self.envelope_bytes..], self.next)?;
+        self.next += (buffer.len() - self.envelope_bytes) as u64;
+        buffer.truncate(self.envelope_bytes);
+        Ok(())
+    }
+
+    /// Write what is left in the buffer, and the envelope last: what lies behind it belongs to nothing until it is there. Where the group ends.
+    fn finish(mut self, buffer: &mut Vec<u8>) -> Result<u64> {
+        let in_pieces = self.next > self.start + self.envelope_bytes as u64;
+        if in_pieces && buffer.len() > self.envelope_bytes {
+            self.write_piece(buffer)?;
+        }
+        self.write_at(buffer, self.start)?;
+        Ok(if in_pieces { self.next } else { self.start + buffer.len() as u64 })
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let failed = |error| refused("write", &FileName::Log(self.number).path(), error);
+        self.file.write_at(bytes, offset).map_err(failed)
+    }
+}
+
+/// A section of writes that lie in a row.
+#[cfg(test)]
+pub(crate) struct SectionInput<'a> {
+    pub slot: Slot,
+    pub suite: Suite,
+    pub key: &'a TableKey,
+    pub ops: &'a [Op<'a>],
+}
+
+#[cfg(test)]
+impl SectionSource for SectionInput<'_> {
+    fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    fn key(&self) -> &TableKey {
+        self.key
+    }
+
+    fn raw_bytes(&self) -> u64 {
+        self.ops.iter().map(Op::raw_bytes).sum()
+    }
+
+    fn for_each(&self, visit: impl FnMut(Op<'_>) -> Result<()>) -> Result<()> {
+        self.ops.iter().copied().try_for_each(visit)
+    }
+}
+
+/// The source of sections that a mark does not have.
+enum Nothing {}
+
+impl SectionSource for Nothing {
+    fn slot(&self) -> Slot {
+        match *self {}
+    }
+
+    fn suite(&self) -> Suite {
+        match *self {}
+    }
+
+    fn key(&self) -> &TableKey {
+        match *self {}
+    }
+
+    fn raw_bytes(&self) -> u64 {
+        match *self {}
+    }
+
+    fn for_each(&self, _visit: impl FnMut(Op<'_>) -> Result<()>) -> Result<()> {
+        match *self {}
     }
 }
 
 impl Op<'_> {
-    fn raw_bytes(&self) -> u64 {
+    /// Bytes that it takes in a section.
+    pub(crate) fn raw_bytes(&self) -> u64 {
         entry_bytes(self.key.len(), (self.kind != Kind::Delete).then_some(self.value.len()))
     }
 }
@@ -577,8 +758,8 @@ impl LogWriter {
     /// Forget the keys with which a table's sections were sealed.
     pub(crate) fn forget(&mut self, slot: Slot) {
         if let Some(current) = &mut self.current {
-            let own = current.sections.iter_mut().filter(|((other, _), _)| *other == slot);
-            own.for_each(|(_, stream)| stream.sealer = None);
+            let own = current.streams.all.iter_mut().filter(|stream| stream.whose.0 == slot);
+            own.for_each(|stream| stream.sealer = None);
         }
     }
 }

@@ -64,8 +64,7 @@ impl World {
         let first_seq = Seq::new(self.next_seq).unwrap();
         self.next_seq += 1;
         let ops = [Op { kind: Kind::Put, key: b"key", value: b"value" }];
-        let input =
-            SectionInput { slot: Slot(1), suite: Suite::ChaCha20Poly1305, key: &self.table, first_seq, ops: &ops };
+        let input = SectionInput { slot: Slot(1), suite: Suite::ChaCha20Poly1305, key: &self.table, ops: &ops };
         self.log.append(&mut self.writer, Epoch(5), first_seq, &[input]).unwrap()
     }
 
@@ -321,4 +320,75 @@ fn a_segment_that_cannot_be_made_leaves_no_file() {
     faulty.inject(Rule::on(Operation::Write));
     assert!(world.log.create_segment(FileNumber(7)).is_err());
     assert_eq!(world.dir.list("wal").unwrap().len(), 1, "the one that was there before");
+}
+
+/// A group whose value takes more than two pieces; where it ends.
+fn commit_large(world: &mut World) -> Result<LogPoint> {
+    let first_seq = Seq::new(world.next_seq).unwrap();
+    world.next_seq += 1;
+    let value = vec![0x5a; 2 * PIECE_BYTES + 12_345];
+    let ops = [Op { kind: Kind::Put, key: b"large", value: &value }];
+    let input = SectionInput { slot: Slot(1), suite: Suite::Aes256Gcm, key: &world.table, ops: &ops };
+    world.log.append(&mut world.writer, Epoch(5), first_seq, &[input])
+}
+
+#[test]
+fn a_group_in_pieces_is_read_back_and_takes_no_more_than_a_few_pieces_of_memory() {
+    // A put of 512 MiB that held a third copy for the log would take the process down on a small machine.
+    let mut world = World::new();
+    world.commit();
+    let end = commit_large(&mut world).unwrap();
+    assert!(end.end_bytes > 2 * PIECE_BYTES as u64);
+    assert!(world.writer.buffer.capacity() <= BUFFER_BYTES_KEPT);
+    world.commit();
+    let found = world.replay_from(LogPoint::default(), true).unwrap();
+    assert_eq!((found.last_seq.get(), found.discarded_bytes), (3, 0));
+    let salts = |number: FileNumber| Some(world.segments[number.0 as usize - 1].salt);
+    let mut values = Vec::new();
+    replay::entries(
+        &world.dir,
+        &world.system.all().unwrap(),
+        &salts,
+        &|_| Ok(&world.table),
+        &found.sections[&Slot(1)],
+        Seq::ZERO,
+        &mut |_, _, _, _, value| {
+            values.push(value.len());
+            assert!(value == b"value" || value.iter().all(|byte| *byte == 0x5a));
+            Ok(())
+        },
+    )
+    .unwrap();
+    assert_eq!(values, [5, 2 * PIECE_BYTES + 12_345, 5]);
+}
+
+#[test]
+fn a_group_in_pieces_whose_envelope_was_not_written_ends_the_log() {
+    // Sections without an envelope are what a crash in the middle of a large commit leaves: no part of it may appear.
+    let mut world = World::new();
+    let before = world.commit();
+    let end = commit_large(&mut world).unwrap();
+    world.disk.overwrite(world.path(1), before.end_bytes, &[0; 120]).unwrap();
+    let found = world.replay().unwrap();
+    assert_eq!((found.last_seq.get(), found.end), (1, before));
+    assert_eq!(found.discarded_bytes, end.end_bytes - before.end_bytes);
+    assert_eq!(world.replay_from(end, false).unwrap_err().kind(), ErrorKind::BitRot, "it was durable");
+}
+
+#[test]
+fn a_write_that_fails_between_two_pieces_leaves_no_group() {
+    let mut world = World::new();
+    let faulty = FaultVfs::new(world.disk.clone());
+    world.dir = Arc::new(Directory::new(Arc::new(faulty.clone()), PathBuf::from("/store")));
+    let (entropy, suite) = (Simulation::new(2).entropy, Suite::Aes256Gcm);
+    (world.log, world.writer) =
+        Log::new(world.dir.clone(), entropy, world.system.clone(), suite, BTreeMap::new(), Tag::default());
+    world.begin_segment();
+    let before = world.commit();
+    faulty.inject(Rule::on(Operation::Write).nth(2));
+    assert!(commit_large(&mut world).is_err());
+    assert_eq!(world.log.end(), before, "what failed is not part of the log");
+    world.segments.remove(0);
+    let found = world.replay().unwrap();
+    assert_eq!((found.last_seq.get(), found.end), (1, before));
 }

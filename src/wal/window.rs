@@ -112,18 +112,26 @@ impl Window {
     pub(super) fn next_head(&mut self, from: u64) -> Result<Option<(u64, JournalHead)>> {
         let mut start = from;
         while start < self.len_bytes {
-            self.fill(start)?;
-            let window_len = self.bytes.len() as u64;
-            if let Some((offset, head)) = next_head_within(&self.bytes, 0, self.len_bytes - start) {
-                return Ok(Some((start + offset as u64, head)));
+            // What is in memory is looked through first: behind a hole there may be a head every few hundred bytes.
+            let is_here = start >= self.start && start + JOURNAL_HEAD_BYTES as u64 <= self.end();
+            if !is_here {
+                self.fill(start)?;
             }
-            // The last bytes may be the front of a head that goes on behind the window.
-            let step = window_len.saturating_sub(JOURNAL_HEAD_BYTES as u64 - 1);
-            if step == 0 || start + window_len >= self.len_bytes {
+            let (first, from) = (self.start, (start - self.start) as usize);
+            if let Some((offset, head)) = next_head_within(&self.bytes, from, self.len_bytes - first) {
+                return Ok(Some((first + offset as u64, head)));
+            }
+            if self.end() >= self.len_bytes {
                 return Ok(None);
             }
-            start += step;
+            // The last bytes may be the front of a head that goes on behind the window.
+            start = self.end() - (JOURNAL_HEAD_BYTES as u64 - 1);
         }
         Ok(None)
+    }
+
+    /// Where what is in memory ends.
+    fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
     }
 }

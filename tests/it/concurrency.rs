@@ -192,7 +192,7 @@ fn a_batch_over_too_many_tables_is_refused_and_harms_nothing() {
     // An envelope lists what a group consists of, and has an end. If that showed only while the group is written, the
     // store would be read-only afterwards.
     let store = Store::temporary().unwrap();
-    let names: Vec<String> = (0..16_400).map(|number| number.to_string()).collect();
+    let names: Vec<String> = (0..32_800).map(|number| number.to_string()).collect();
     let wanted: Vec<(&str, TableOptions)> = names.iter().map(|name| (name.as_str(), TableOptions::new())).collect();
     let tables = store.create_tables(&wanted).unwrap();
     let mut batch = store.batch();
@@ -202,11 +202,11 @@ fn a_batch_over_too_many_tables_is_refused_and_harms_nothing() {
     assert_eq!(batch.commit().unwrap_err().kind(), ErrorKind::LimitExceeded);
     assert_eq!(tables[0].get("k").unwrap(), None);
     let mut batch = store.batch();
-    for table in &tables[..16_000] {
+    for table in &tables[..32_000] {
         batch.put(table, "k", "v");
     }
     batch.commit_with(Durability::Sync).unwrap();
-    assert!(tables[15_999].contains_key("k").unwrap());
+    assert!(tables[31_999].contains_key("k").unwrap());
 }
 
 #[test]

@@ -130,7 +130,7 @@ impl Engine {
         let next = self.visible.load().advanced(1);
         let limit = Seq::MAX.get();
         let next = next.ok_or(Error::LimitExceeded { what: "sequence number", limit, actual: limit })?;
-        let marked = self.log.append(writer, self.manifest.epoch(), next, &[]);
+        let marked = self.log.append_mark(writer, self.manifest.epoch(), next);
         marked.map(drop).map_err(|error| self.poison(error))
     }
 

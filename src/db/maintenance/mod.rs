@@ -19,6 +19,7 @@
 //! log or in its inputs. The pause is the table's alone: one whose key is refused or whose files are damaged keeps no other waiting.
 //! Only the log and the manifest poison the store.
 
+mod admission;
 mod compact;
 mod failures;
 mod flush;
@@ -87,6 +88,8 @@ pub(crate) struct Background {
     pub(in crate::db) in_use: Mutex<BTreeMap<Slot, Arc<TableState>>>,
     /// Bytes of all memtables, frozen ones included.
     memory_bytes: AtomicUsize,
+    /// Bytes of large writes that were let in and are not in memtables yet.
+    reserved_bytes: Mutex<usize>,
     /// Tables whose active memtable has entries.
     dirty: Mutex<Dirty>,
     /// Bytes of frozen memtables, which will be gone without anything being done about it.
@@ -134,6 +137,7 @@ impl Background {
             half_full: AtomicU64::new(0),
             in_use: Mutex::default(),
             memory_bytes: AtomicUsize::new(0),
+            reserved_bytes: Mutex::new(0),
             dirty: Mutex::default(),
             frozen_bytes: AtomicUsize::new(0),
             flushes: Mutex::default(),

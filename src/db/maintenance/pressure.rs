@@ -164,9 +164,24 @@ impl Engine {
         }
     }
 
+    /// Freeze the largest memtables until those that are not frozen take no more than so many bytes.
+    pub(super) fn freeze_down_to(&self, bytes: usize) {
+        while self.active_bytes() > bytes {
+            let _writer = self.writer.lock();
+            let largest = self.background.dirty.lock().largest();
+            let Some(table) = largest else { return };
+            self.freeze(&table);
+        }
+    }
+
+    /// Bytes of all memtables.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.background.memory_bytes.load(Ordering::Relaxed)
+    }
+
     /// Bytes of memtables that are not frozen, and so will not be gone by themselves.
     fn active_bytes(&self) -> usize {
-        let all = self.background.memory_bytes.load(Ordering::Relaxed);
+        let all = self.memory_bytes();
         all.saturating_sub(self.background.frozen_bytes.load(Ordering::Relaxed))
     }
 
@@ -245,7 +260,7 @@ impl Engine {
 
     /// Why there will be no room soon: everything that is to be flushed has failed lately, or the compaction of one of these tables
     /// with too many files of level 0.
-    fn hindrance(&self, tables: &[Seat]) -> Option<Error> {
+    pub(super) fn hindrance(&self, tables: &[Seat]) -> Option<Error> {
         let is_full = |seat: &&Seat| seat.table.pressure.level_zero_files() >= self.options.level_zero_stop_files;
         let full = tables.iter().filter(is_full).map(|seat| seat.table.slot).collect();
         if let Some(error) = self.background.failure(JobKind::Compaction, &full) {

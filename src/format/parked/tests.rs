@@ -4,7 +4,7 @@ use super::*;
 use crate::crypto::Ordinals;
 use crate::error::ErrorKind;
 use crate::format::frame::HEADER_BYTES;
-use crate::format::log::{SectionWriter, entry_bytes, section_frames};
+use crate::format::log::{SectionWriter, entry_bytes, keep, section_frames};
 use crate::format::testing::*;
 use crate::types::{Generation, Slot};
 
@@ -20,9 +20,10 @@ pub(crate) fn sections(suite: Suite, count: usize, entropy: &Counting) -> (Origi
         // An envelope, and the sections of others.
         let _ = ordinals.take().unwrap();
         let raw_bytes = entry_bytes(3, Some(5));
-        let places = ordinals.take_run(section_frames(raw_bytes)).unwrap();
-        let seq = Seq::new(100 + 3 * number).unwrap();
-        let mut writer = SectionWriter::new(&sealer, places, Slot(3), Generation(3), seq, raw_bytes, &mut bytes);
+        let mut places = ordinals.take_run(section_frames(raw_bytes)).unwrap();
+        let whose = (Slot(3), Generation(3), Seq::new(100 + 3 * number).unwrap());
+        let mut drain = keep;
+        let mut writer = SectionWriter::new(&sealer, &mut places, whose, raw_bytes, &mut bytes, &mut drain);
         writer.put(b"key", b"value").unwrap();
         listed.push(writer.finish());
     }

@@ -47,15 +47,14 @@ impl World {
         for round in 0..6u64 {
             let value = vec![round as u8; 20];
             let ops = [Op { kind: Kind::Put, key: &round.to_be_bytes(), value: &value }];
-            let seq = |table: u64| Seq::new(1 + 2 * round + table).unwrap();
+            let first_seq = Seq::new(1 + 2 * round).unwrap();
             let input = |table: usize| SectionInput {
                 slot: Slot(1 + table as u32),
                 suite: Suite::ChaCha20Poly1305,
                 key: &keys[table],
-                first_seq: seq(table as u64),
                 ops: &ops,
             };
-            log.append(&mut writer, Epoch(1), seq(0), &[input(0), input(1)]).unwrap();
+            log.append(&mut writer, Epoch(1), first_seq, &[input(0), input(1)]).unwrap();
         }
         let LogPoint { end_bytes, .. } = log.end();
         let known = KnownSegment { number: origin.segment, salt: origin.salt, end_bytes };
