@@ -186,7 +186,8 @@ impl TrailOptions {
 /// Settings of an open store. Nothing here reaches the disk; all may differ at the next open.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// Memory for data that is not yet in sorted tables, all tables together. Default 128 MiB.
+    /// Memory for data that is not yet in sorted tables, all tables together. Beyond it writers are slowed, and stopped at one and a half times as
+    /// much. Default 128 MiB.
     pub write_budget_bytes: usize,
     /// A memtable is frozen and flushed once it is this large. Default 32 MiB.
     pub memtable_bytes: usize,
@@ -205,11 +206,12 @@ pub struct StoreOptions {
     pub level_factor: u64,
     /// Level-0 files at which they are compacted. Default 4.
     pub level_zero_files: usize,
-    /// Level-0 files from which on writers are slowed. Default 12.
+    /// Level-0 files of a table from which on its writers are slowed: at half way between this and
+    /// [`level_zero_stop_files`](Self::level_zero_stop_files) to the rate at which such files are merged away. Default 12.
     pub level_zero_slow_files: usize,
     /// Level-0 files at which writers wait. Default 24.
     pub level_zero_stop_files: usize,
-    /// Threads for compaction, besides the one that flushes. Default 1.
+    /// Threads for compaction, besides the one that flushes and one that helps with large merges while nobody commits. Default 1.
     pub compaction_threads: usize,
     /// Sorted tables kept open for reading. Default 512, and never more than half the descriptor limit.
     pub open_tables_max: usize,

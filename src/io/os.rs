@@ -177,8 +177,8 @@ impl Vfs for OsVfs {
 
     fn free_bytes(&self, path: &Path) -> io::Result<Option<u64>> {
         let status = retry_on_intr(|| rustix::fs::statvfs(path))?;
-        // What is left for those who are not root.
-        Ok(Some(status.f_bavail.saturating_mul(status.f_frsize)))
+        // What is left for those who are not root. A file system without blocks is one that does not count.
+        Ok((status.f_blocks > 0).then(|| status.f_bavail.saturating_mul(status.f_frsize)))
     }
 
     fn check_private(&self, dir: &Path) -> io::Result<()> {

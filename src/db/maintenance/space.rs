@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! free bytes of the file system
-//! ├─ what flushing everything in memory takes at most, and a log segment   kept for flushes
+//! ├─ what flushing everything in memory takes at most, and a little        kept for flushes, log segments, the manifest
 //! ├─ what compactions under way may still write                            reserved
 //! └─ the rest                                                              for commits, and for compactions that begin
 //! ```
@@ -28,6 +28,8 @@ const FILE_OVERHEAD_BYTES: u64 = 4 << 10;
 /// What a commit takes in the log besides its entries: envelope, sections' frames, and a length per entry.
 const COMMIT_OVERHEAD_BYTES: u64 = 512;
 const ENTRY_OVERHEAD_BYTES: u64 = 32;
+/// Kept for what is written besides: headers of log segments and what is reserved ahead in them, manifests, key files.
+const SLACK_BYTES: u64 = 4 << 20;
 /// The file system is asked again when commits have used up so much.
 const ALLOWANCE_BYTES: u64 = 64 << 20;
 
@@ -121,13 +123,13 @@ impl Engine {
         self.require(Wants::Flush, flush_bytes(memtable_bytes), 0).map(drop)
     }
 
-    /// Check that there is room for a log segment.
+    /// Check that there is room for beginning a log segment, and for saying so in the manifest.
     ///
     /// # Errors
     /// [`Error::DiskFull`] if there is not.
     pub(super) fn require_for_segment(&self) -> Result<()> {
         // Nobody is told: the caller holds locks, and commits that come will say it.
-        self.fits(self.options.log_segment_bytes, 0).map(drop)
+        self.fits(self.slack_bytes(), 0).map(drop)
     }
 
     /// Let a commit use what it takes in the log now and in a sorted table later.
@@ -154,7 +156,11 @@ impl Engine {
     /// Room that only flushes and the log may use.
     fn kept_bytes(&self) -> u64 {
         let memory = self.background.memory_bytes.load(Ordering::Relaxed);
-        flush_bytes(memory).saturating_add(self.options.log_segment_bytes)
+        flush_bytes(memory).saturating_add(self.slack_bytes())
+    }
+
+    fn slack_bytes(&self) -> u64 {
+        self.options.log_segment_bytes.min(SLACK_BYTES)
     }
 
     /// As [`fits`](Engine::fits), and whoever listens is told when the disk becomes full and when all that was refused fits again.

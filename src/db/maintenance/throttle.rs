@@ -161,10 +161,10 @@ mod tests {
     /// Writers of `writers` threads against work that gets `drain` bytes done per second while `measured` is what was measured: the longest wait,
     /// the bytes written in the second half of the time, and how full it ever was.
     fn run(writers: usize, write_bytes: u64, drain: u64, measured: u64, seconds: u64) -> (u64, u64, Fill) {
-        let (slow, stop) = (64 << 20, 96 << 20);
+        let (slow, stop) = (8 << 20, 12 << 20);
         let (bucket, end) = (Bucket::default(), Tick((1 + seconds) * 1_000 * MS));
         let half = (end.0 - 1_000 * MS) / 2 + 1_000 * MS;
-        // Each writer is somewhere in time; who is earliest acts next. Two microseconds is what a commit costs.
+        // Each writer is somewhere in time; who is earliest acts next. Ten microseconds is what a commit costs.
         let mut threads = vec![Tick(1_000 * MS); writers];
         let (mut written, mut late, mut longest, mut fullest) = (0u64, 0u64, 0u64, Fill(0));
         while let Some(at) = (0..writers).min_by_key(|thread| threads[*thread]).filter(|at| threads[*at] < end) {
@@ -180,7 +180,7 @@ mod tests {
             longest = longest.max(wait + overslept);
             written += write_bytes;
             late += if now.0 >= half { write_bytes } else { 0 };
-            threads[at] = Tick(now.0 + wait + overslept + 2_000);
+            threads[at] = Tick(now.0 + wait + overslept + 10_000);
         }
         (longest, late, fullest)
     }
@@ -195,8 +195,8 @@ mod tests {
             (4, 25 << 20, 25 << 20),
             (8, 40 << 20, 160 << 20),
         ] {
-            let seconds = 20;
-            let (longest, late, fullest) = run(writers, 116, drain, measured, seconds);
+            let seconds = 4;
+            let (longest, late, fullest) = run(writers, 580, drain, measured, seconds);
             let what = format!("{writers} writers, {drain} drained, {measured} measured");
             assert!(longest < MS, "{what}: a wait of {longest} ns");
             assert!(fullest < Fill::STOP, "{what}: stopped");

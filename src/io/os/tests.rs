@@ -337,3 +337,12 @@ fn a_forked_child_does_not_unlock_and_does_not_keep_the_lock() {
     let child = rustix::process::Pid::from_raw(child);
     rustix::process::waitpid(child, rustix::process::WaitOptions::empty()).unwrap();
 }
+
+#[test]
+fn a_file_system_says_how_much_room_it_has() {
+    // A store that takes every disk for full refuses all writes; one that takes none for full runs into its end.
+    let dir = tempfile::tempdir().unwrap();
+    let free_bytes = OsVfs::new().free_bytes(dir.path()).unwrap();
+    assert!(free_bytes.is_some_and(|bytes| bytes > 1 << 20), "{free_bytes:?}");
+    assert!(OsVfs::new().free_bytes(&dir.path().join("missing")).is_err());
+}
