@@ -5,7 +5,7 @@
 //! key's versions the newest comes first. What `key` and `value` return is valid until the cursor moves.
 
 use crate::error::Result;
-use crate::types::Trailer;
+use crate::types::{Seq, Trailer};
 use crate::value::Value;
 
 /// A sorted row of entries that can be walked both ways.
@@ -31,6 +31,15 @@ pub(crate) trait Cursor {
     /// Move to the entry before. The cursor must be valid.
     fn prev(&mut self) -> Result<()>;
 
+    /// How many of the entries that follow are reached by [`next_plain`](Cursor::next_plain): each a put of a key of its own, near in memory, seen by a
+    /// reader at `seq`, and of a key less than `before`. A source that cannot tell cheaply says none. The cursor must be valid.
+    fn plain_ahead(&self, _seq: Seq, _before: Option<&[u8]>) -> usize {
+        0
+    }
+
+    /// Move to the next entry, which [`plain_ahead`](Cursor::plain_ahead) has counted.
+    fn next_plain(&mut self) {}
+
     /// The user key. The cursor must be valid.
     fn key(&self) -> &[u8];
 
@@ -43,4 +52,58 @@ pub(crate) trait Cursor {
 
     /// The value, copied if small, sharing memory with its source if large. The cursor must be valid.
     fn value(&self) -> Result<Value>;
+}
+
+impl<C: Cursor + ?Sized> Cursor for Box<C> {
+    fn valid(&self) -> bool {
+        (**self).valid()
+    }
+
+    fn seek_to_first(&mut self) -> Result<()> {
+        (**self).seek_to_first()
+    }
+
+    fn seek_to_last(&mut self) -> Result<()> {
+        (**self).seek_to_last()
+    }
+
+    fn seek(&mut self, key: &[u8], trailer: Trailer) -> Result<()> {
+        (**self).seek(key, trailer)
+    }
+
+    fn seek_before(&mut self, key: &[u8], trailer: Trailer) -> Result<()> {
+        (**self).seek_before(key, trailer)
+    }
+
+    fn next(&mut self) -> Result<()> {
+        (**self).next()
+    }
+
+    fn prev(&mut self) -> Result<()> {
+        (**self).prev()
+    }
+
+    fn plain_ahead(&self, seq: Seq, before: Option<&[u8]>) -> usize {
+        (**self).plain_ahead(seq, before)
+    }
+
+    fn next_plain(&mut self) {
+        (**self).next_plain();
+    }
+
+    fn key(&self) -> &[u8] {
+        (**self).key()
+    }
+
+    fn trailer(&self) -> Trailer {
+        (**self).trailer()
+    }
+
+    fn value_ref(&self) -> Option<&[u8]> {
+        (**self).value_ref()
+    }
+
+    fn value(&self) -> Result<Value> {
+        (**self).value()
+    }
 }

@@ -27,7 +27,7 @@ use crate::value::{SHARE_BYTES_MIN, Value};
 /// Hidden entries in a row after which a scan seeks past them instead of stepping over them.
 const HIDDEN_STEPS_MAX: usize = 8;
 
-/// A sorted source that a merge owns.
+/// A sorted source of any kind.
 pub(crate) type Source = Box<dyn Cursor + Send>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,8 +37,8 @@ enum Direction {
 }
 
 /// The union of several sorted sources, in order.
-pub(crate) struct MergeCursor {
-    sources: Vec<Source>,
+pub(crate) struct MergeCursor<S = Source> {
+    sources: Vec<S>,
     /// Per source: whether it is valid and the first eight bytes of its key.
     heads: Vec<Head>,
     /// A loser tree: `tree[0]` is the winner, `tree[k]` for k in 1..n the loser of the match at inner node k;
@@ -46,6 +46,8 @@ pub(crate) struct MergeCursor {
     tree: Vec<usize>,
     /// How many sources are not exhausted in this direction.
     valid_sources: usize,
+    /// How often in a row the same source has won: it pays to ask how long it will only if it does so often.
+    wins_in_a_row: u32,
     direction: Direction,
 }
 
@@ -55,29 +57,35 @@ struct Head {
     key: u64,
 }
 
-impl MergeCursor {
+/// Wins in a row from which on it pays to ask how long they go on.
+const WINS_MIN: u32 = 2;
+
+impl<S: Cursor> MergeCursor<S> {
     /// The union of `sources`. It stands on no entry until it is told where to go.
-    pub(crate) fn new(sources: Vec<Source>) -> MergeCursor {
+    pub(crate) fn new(sources: Vec<S>) -> MergeCursor<S> {
         let count = sources.len();
         MergeCursor {
             sources,
             heads: vec![Head::default(); count],
             tree: if count > 1 { vec![0; count] } else { Vec::new() },
             valid_sources: 0,
+            wins_in_a_row: 0,
             direction: Direction::Forward,
         }
     }
 
+    #[inline]
     fn winner(&self) -> usize {
         self.tree.first().copied().unwrap_or(0)
     }
 
-    fn current(&self) -> &Source {
+    #[inline]
+    fn current(&self) -> &S {
         &self.sources[self.winner()]
     }
 
     /// Take every source to where `position` puts it, then play all matches.
-    fn place_all(&mut self, direction: Direction, mut position: impl FnMut(&mut Source) -> Result<()>) -> Result<()> {
+    fn place_all(&mut self, direction: Direction, mut position: impl FnMut(&mut S) -> Result<()>) -> Result<()> {
         self.direction = direction;
         self.forget();
         for source in &mut self.sources {
@@ -161,7 +169,22 @@ impl MergeCursor {
             }
             node /= 2;
         }
+        self.wins_in_a_row = if winner == i { self.wins_in_a_row.saturating_add(1) } else { 0 };
         self.tree[0] = winner;
+    }
+
+    /// The source that would win if the winner were not there: it has lost to it, so it stands on its way to the top.
+    fn runner_up(&self) -> Option<&S> {
+        let mut best: Option<usize> = None;
+        let mut node = (self.winner() + self.sources.len()) / 2;
+        while node > 0 {
+            let loser = self.tree[node];
+            if self.heads[loser].valid && best.is_none_or(|best| self.wins(loser, best)) {
+                best = Some(loser);
+            }
+            node /= 2;
+        }
+        best.map(|best| &self.sources[best])
     }
 
     /// Turn around: every other source goes to the far side of the current entry.
@@ -206,7 +229,8 @@ impl MergeCursor {
     }
 }
 
-impl Cursor for MergeCursor {
+impl<S: Cursor> Cursor for MergeCursor<S> {
+    #[inline]
     fn valid(&self) -> bool {
         self.heads.get(self.winner()).is_some_and(|head| head.valid)
     }
@@ -235,6 +259,33 @@ impl Cursor for MergeCursor {
         self.step(Direction::Backward)
     }
 
+    #[inline]
+    fn plain_ahead(&self, seq: Seq, before: Option<&[u8]>) -> usize {
+        if self.direction == Direction::Backward {
+            return 0;
+        }
+        if self.valid_sources == 1 {
+            return self.current().plain_ahead(seq, before);
+        }
+        if self.wins_in_a_row < WINS_MIN {
+            return 0;
+        }
+        // Before the next source's key nobody else has anything to say.
+        let limit = match (self.runner_up().map(|next| next.key()), before) {
+            (Some(next), Some(before)) => Some(next.min(before)),
+            (next, before) => next.or(before),
+        };
+        self.current().plain_ahead(seq, limit)
+    }
+
+    /// The winner's head grows stale, and is read again by the next step that may find another winner.
+    #[inline]
+    fn next_plain(&mut self) {
+        let winner = self.winner();
+        self.sources[winner].next_plain();
+    }
+
+    #[inline]
     fn key(&self) -> &[u8] {
         self.current().key()
     }
@@ -243,6 +294,7 @@ impl Cursor for MergeCursor {
         self.current().trailer()
     }
 
+    #[inline]
     fn value_ref(&self) -> Option<&[u8]> {
         self.current().value_ref()
     }
@@ -286,6 +338,8 @@ pub(crate) struct VisibleCursor<C> {
     seq: Seq,
     range: KeyRange,
     place: Place,
+    /// How many entries behind the one shown, which the source stands on, are to be shown as they are: see [`Cursor::plain_ahead`].
+    plain: usize,
     /// The key shown when it is [`Place::Kept`]; otherwise room for the key that is to be passed.
     key: Wiped,
     trailer: Trailer,
@@ -340,6 +394,7 @@ impl<C: Cursor> VisibleCursor<C> {
             seq,
             range,
             place: Place::Nowhere,
+            plain: 0,
             key: Wiped::new(),
             trailer: OLDEST,
             value: Kept::default(),
@@ -390,7 +445,7 @@ impl<C: Cursor> VisibleCursor<C> {
 
     /// Move to the first key of the range.
     pub(crate) fn seek_to_first(&mut self) -> Result<()> {
-        self.place = Place::Nowhere;
+        self.leave();
         match self.range.lower.as_deref() {
             Some(lower) => self.source.seek(lower, Trailer::seek(self.seq))?,
             None => self.source.seek_to_first()?,
@@ -400,7 +455,7 @@ impl<C: Cursor> VisibleCursor<C> {
 
     /// Move to the last key of the range.
     pub(crate) fn seek_to_last(&mut self) -> Result<()> {
-        self.place = Place::Nowhere;
+        self.leave();
         match self.range.upper.as_deref() {
             Some(upper) => self.source.seek_before(upper, NEWEST)?,
             None => self.source.seek_to_last()?,
@@ -413,7 +468,7 @@ impl<C: Cursor> VisibleCursor<C> {
         if self.range.is_below(key) {
             return self.seek_to_first();
         }
-        self.place = Place::Nowhere;
+        self.leave();
         self.source.seek(key, Trailer::seek(self.seq))?;
         self.show_forward(false)
     }
@@ -423,13 +478,25 @@ impl<C: Cursor> VisibleCursor<C> {
         if self.range.is_above(key) {
             return self.seek_to_last();
         }
-        self.place = Place::Nowhere;
+        self.leave();
         self.source.seek_before(key, NEWEST)?;
         self.show_backward()
     }
 
+    /// Move to the next key if that takes no more than a step within a block that was looked at already; false otherwise.
+    #[inline]
+    pub(crate) fn next_plain(&mut self) -> bool {
+        let Some(left) = self.plain.checked_sub(1) else { return false };
+        self.plain = left;
+        self.source.next_plain();
+        true
+    }
+
     /// Move to the next key.
     pub(crate) fn next(&mut self) -> Result<()> {
+        if self.next_plain() {
+            return Ok(());
+        }
         match std::mem::replace(&mut self.place, Place::Nowhere) {
             Place::Nowhere => return Ok(()),
             Place::OnSource => {
@@ -443,6 +510,7 @@ impl<C: Cursor> VisibleCursor<C> {
 
     /// Move to the key before.
     pub(crate) fn prev(&mut self) -> Result<()> {
+        self.plain = 0;
         match std::mem::replace(&mut self.place, Place::Nowhere) {
             Place::Nowhere => return Ok(()),
             Place::OnSource => {
@@ -455,9 +523,13 @@ impl<C: Cursor> VisibleCursor<C> {
         self.show_backward()
     }
 
+    fn leave(&mut self) {
+        self.place = Place::Nowhere;
+        self.plain = 0;
+    }
+
     fn remember_key(&mut self) {
-        self.key.clear();
-        self.key.extend_from_slice(self.source.key());
+        self.key.overwrite(0, self.source.key());
     }
 
     /// Show the first visible key from where the source stands; `passed`: the key in `self.key` has had its turn.
@@ -472,6 +544,7 @@ impl<C: Cursor> VisibleCursor<C> {
             }
             if !is_old && !is_new && trailer.kind() != Kind::Delete {
                 self.place = Place::OnSource;
+                self.plain = self.source.plain_ahead(self.seq, self.range.upper.as_deref());
                 break;
             }
             hidden += 1;

@@ -59,8 +59,6 @@ pub(crate) enum Count {
     FilterFalse,
     OpenedTableFrames,
     OpenedTableBytes,
-    BlockBytesHeld,
-    BlockBytesReleased,
     Cursors,
     // A commit.
     CommitCalls,
@@ -236,23 +234,6 @@ impl Meters {
         let requests = &self.provider[operation as usize];
         requests.outcomes[outcome_of(answer.map(drop))].fetch_add(1, Ordering::Relaxed);
         requests.lasted_ns.record(lasted_ns);
-    }
-
-    /// An opened block of so many bytes is in memory.
-    pub(crate) fn hold_block(&self, bytes: usize) {
-        self.count(Count::BlockBytesHeld, bytes as u64);
-    }
-
-    /// It no longer is.
-    pub(crate) fn release_block(&self, bytes: usize) {
-        self.count(Count::BlockBytesReleased, bytes as u64);
-    }
-
-    /// Bytes of opened blocks in memory, cached or not.
-    pub(crate) fn block_bytes(&self) -> u64 {
-        let sums = self.counters.sums();
-        // One thread's release may be seen before another's load.
-        sums[Count::BlockBytesHeld as usize].saturating_sub(sums[Count::BlockBytesReleased as usize])
     }
 
     /// What was counted so far. Gauges are left at 0, for who can look them up.

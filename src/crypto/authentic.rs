@@ -32,6 +32,13 @@ impl<T> Authentic<T> {
     }
 }
 
+impl<T: Default> Authentic<T> {
+    /// The value alone, for who may not take this apart; what is left vouches for an empty one.
+    pub(crate) fn take(&mut self) -> T {
+        std::mem::take(&mut self.0)
+    }
+}
+
 impl<T> Deref for Authentic<T> {
     type Target = T;
 

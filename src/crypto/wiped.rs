@@ -85,6 +85,38 @@ impl Wiped {
         self.make_room(more);
     }
 
+    /// Show `len` bytes from the buffer's beginning, whatever they are: for who writes over all of them.
+    pub(crate) fn show(&mut self, len: usize) {
+        if self.bytes.capacity() < len {
+            // In steps, so that a buffer which is used for frames of many lengths grows seldom.
+            *self = Wiped::with_capacity(len.next_multiple_of(4096));
+        }
+        if self.bytes.len() < len {
+            self.bytes.resize(len, 0);
+        }
+        (self.start, self.end) = (0, len);
+    }
+
+    /// Wipe the first `used` bytes of the buffer, which are all that were ever written since it was last wiped, and show nothing.
+    pub(crate) fn reset(&mut self, used: usize) {
+        let used = used.min(self.bytes.len());
+        wipe(&mut self.bytes[..used]);
+        (self.start, self.end) = (0, 0);
+    }
+
+    /// Write `more` over what the window shows from `at` on, and end it behind that.
+    #[inline]
+    pub(crate) fn overwrite(&mut self, at: usize, more: &[u8]) {
+        match self.get_mut(at..) {
+            // The commonest case by far, keys of one length, leaves nothing behind that would have to be wiped.
+            Some(old) if old.len() == more.len() => old.copy_from_slice(more),
+            _ => {
+                self.truncate(at);
+                self.extend_from_slice(more);
+            }
+        }
+    }
+
     /// Room in the buffer, in bytes: what it costs in memory.
     pub(crate) fn capacity_bytes(&self) -> usize {
         self.bytes.capacity()

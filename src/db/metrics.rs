@@ -18,9 +18,10 @@ impl Engine {
         self.manifest.look_at(&mut metrics);
 
         let cache = self.readers.cache();
-        metrics.cache.bytes = cache.used_bytes();
+        let (kept_bytes, all_bytes) = (cache.kept_bytes(), cache.used_bytes());
+        metrics.cache.bytes = kept_bytes;
         metrics.cache.capacity_bytes = cache.capacity_bytes();
-        metrics.cache.pinned_bytes = self.meters.block_bytes().saturating_sub(cache.block_bytes());
+        metrics.cache.pinned_bytes = all_bytes.saturating_sub(kept_bytes);
 
         self.background.look_at(&mut metrics);
         metrics.memtables.budget_bytes = self.options.write_budget_bytes as u64;

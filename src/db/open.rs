@@ -40,6 +40,7 @@ use crate::io::os::TickCell;
 use crate::io::{EntryKind, Lock, Signal, Task};
 use crate::keys::trail::{Trail, TrailEnd};
 use crate::keys::{KeyBroker, KeyProvider, KeySet, SystemKeys, TableLease, refuse_keyring_inside};
+use crate::sstable::AheadTask;
 use crate::sync::VisibleSeq;
 use crate::trace;
 use crate::types::{Epoch, FileNumber, Generation, Slot, StoreId, TableId};
@@ -633,6 +634,8 @@ impl Engine {
             tasks.push(("strongroom-compact", Box::new(Compactor::new(self.clone()))));
         }
         tasks.push(("strongroom-helper", Box::new(Compactor::helper(self.clone()))));
+        let ahead = AheadTask::new(self.background.ahead.clone(), self.env.clock.clone());
+        tasks.push(("strongroom-ahead", Box::new(ahead)));
         tasks
     }
 }

@@ -1,4 +1,7 @@
 //! Walking a table: the lending cursor, and the iterators that are a thin layer on it.
+//!
+//! A permit is compared with the tick at every step but those that only go on within a block that was looked at as a whole already; then at
+//! every block.
 
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
@@ -8,9 +11,10 @@ use super::catalog::{Seat, TableState, View};
 use super::session::Handle;
 use super::snapshot::Pin;
 use crate::error::{Error, Result};
-use crate::merge::{KeyRange, MergeCursor, Source, VisibleCursor};
+use crate::memtable::MemtableCursor;
+use crate::merge::{KeyRange, MergeCursor, VisibleCursor};
 use crate::metrics::{Count, Tally};
-use crate::sstable::{ReadMode, TableReader};
+use crate::sstable::{Helper, ReadMode, TableReader};
 use crate::types::{Kind, LEVELS, Seq, Trailer, UserKey};
 use crate::value::Value;
 use crate::version::LevelCursor;
@@ -37,7 +41,7 @@ use crate::version::LevelCursor;
 pub struct Cursor {
     engine: Arc<Handle>,
     seat: Seat,
-    inner: VisibleCursor<MergeCursor>,
+    inner: VisibleCursor<MergeCursor<Source>>,
     place: Place,
     /// A value that had to be read from a file, for as long as the cursor stands on it.
     value: Option<Value>,
@@ -60,7 +64,7 @@ pub type EntryRef<'a> = (&'a [u8], &'a [u8]);
 impl Cursor {
     pub(crate) fn new(engine: Arc<Handle>, seat: Seat, view: &Arc<View>, pin: Pin, range: KeyRange) -> Result<Cursor> {
         engine.meters.count(Count::Cursors, 1);
-        let inner = VisibleCursor::new(sources(&engine, &seat.table, view), pin.seq(), range);
+        let inner = VisibleCursor::new(sources(&engine, &seat, view, &range), pin.seq(), range);
         Ok(Cursor { engine, seat, inner, place: Place::BeforeFirst, value: None, _pin: pin })
     }
 
@@ -102,7 +106,12 @@ impl Cursor {
     /// # Errors
     /// As for [`seek`](Cursor::seek).
     #[allow(clippy::should_implement_trait, reason = "a lending step cannot be Iterator::next")]
+    #[inline]
     pub fn next(&mut self) -> Result<Option<EntryRef<'_>>> {
+        // Only an entry with a value in its block is followed by such a step, so that no other value has to be let go of.
+        if self.inner.next_plain() {
+            return self.entry();
+        }
         match self.place {
             Place::BeforeFirst => self.first(),
             Place::OnEntry => self.moved(Place::BehindLast, VisibleCursor::next),
@@ -127,7 +136,7 @@ impl Cursor {
     fn moved(
         &mut self,
         otherwise: Place,
-        step: impl FnOnce(&mut VisibleCursor<MergeCursor>) -> Result<()>,
+        step: impl FnOnce(&mut VisibleCursor<MergeCursor<Source>>) -> Result<()>,
     ) -> Result<Option<EntryRef<'_>>> {
         self.step(otherwise, step)?;
         self.entry()
@@ -136,7 +145,7 @@ impl Cursor {
     fn step(
         &mut self,
         otherwise: Place,
-        step: impl FnOnce(&mut VisibleCursor<MergeCursor>) -> Result<()>,
+        step: impl FnOnce(&mut VisibleCursor<MergeCursor<Source>>) -> Result<()>,
     ) -> Result<()> {
         self.value = None;
         self.engine.check_permit(&self.seat)?;
@@ -147,6 +156,7 @@ impl Cursor {
         Ok(())
     }
 
+    #[inline]
     fn entry(&mut self) -> Result<Option<EntryRef<'_>>> {
         if self.place != Place::OnEntry {
             return Ok(None);
@@ -158,13 +168,10 @@ impl Cursor {
         Ok(Some((self.inner.key(), value)))
     }
 
-    /// The entry that the cursor stands on, owned; large values share memory.
-    fn owned(&self, keys_only: bool) -> Result<Option<(Value, Value)>> {
-        if self.place != Place::OnEntry {
-            return Ok(None);
-        }
-        let value = if keys_only { Value::copied(&[]) } else { self.inner.value()? };
-        Ok(Some((Value::copied(self.inner.key()), value)))
+    /// The key of the entry that the cursor stands on, if it stands on one.
+    #[inline]
+    fn key(&self) -> Option<&[u8]> {
+        (self.place == Place::OnEntry).then(|| self.inner.key())
     }
 }
 
@@ -176,9 +183,6 @@ pub struct Range {
     front: Option<Cursor>,
     back: Option<Cursor>,
     make: Result<Maker, Option<Error>>,
-    /// The last key that came from the front, and the first from the back: where the two ends meet.
-    front_key: Option<Value>,
-    back_key: Option<Value>,
     keys_only: bool,
     done: bool,
 }
@@ -205,7 +209,7 @@ impl Range {
             Ok(view) => Ok(Maker { engine, seat, view, pin, range }),
             Err(error) => Err(Some(error)),
         };
-        Range { front: None, back: None, make, front_key: None, back_key: None, keys_only: false, done: false }
+        Range { front: None, back: None, make, keys_only: false, done: false }
     }
 
     /// The keys alone; values are not read.
@@ -214,38 +218,44 @@ impl Range {
         Keys(self)
     }
 
+    #[inline]
     fn pull(&mut self, from: End) -> Result<Option<(Value, Value)>> {
-        let cursor = match from {
-            End::Front => &mut self.front,
-            End::Back => &mut self.back,
+        let (own, other) = match from {
+            End::Front => (&mut self.front, &self.back),
+            End::Back => (&mut self.back, &self.front),
         };
-        let first = cursor.is_none();
-        if first {
-            *cursor = match &mut self.make {
-                Ok(maker) => Some(maker.cursor()?),
-                Err(error) => return error.take().map_or(Ok(None), Err),
-            };
-        }
-        let Some(cursor) = cursor else { return Ok(None) };
-        match (from, first) {
-            (End::Front, true) => cursor.step(Place::BehindLast, VisibleCursor::seek_to_first)?,
-            (End::Back, true) => cursor.step(Place::BeforeFirst, VisibleCursor::seek_to_last)?,
-            (End::Front, false) => cursor.step(Place::BehindLast, VisibleCursor::next)?,
-            (End::Back, false) => cursor.step(Place::BeforeFirst, VisibleCursor::prev)?,
-        }
-        let Some(entry) = cursor.owned(self.keys_only)? else { return Ok(None) };
-        let met = match from {
-            End::Front => self.back_key.as_ref().is_some_and(|back| *entry.0 >= **back),
-            End::Back => self.front_key.as_ref().is_some_and(|front| *entry.0 <= **front),
+        let cursor = match own {
+            Some(cursor) => {
+                match from {
+                    End::Front if cursor.inner.next_plain() => {}
+                    End::Front => cursor.step(Place::BehindLast, VisibleCursor::next)?,
+                    End::Back => cursor.step(Place::BeforeFirst, VisibleCursor::prev)?,
+                }
+                cursor
+            }
+            None => {
+                let cursor = match &mut self.make {
+                    Ok(maker) => own.insert(maker.cursor()?),
+                    Err(error) => return error.take().map_or(Ok(None), Err),
+                };
+                match from {
+                    End::Front => cursor.step(Place::BehindLast, VisibleCursor::seek_to_first)?,
+                    End::Back => cursor.step(Place::BeforeFirst, VisibleCursor::seek_to_last)?,
+                }
+                cursor
+            }
         };
+        let Some(key) = cursor.key() else { return Ok(None) };
+        // Each cursor stands on the last entry that came from its end, so there the two ends meet.
+        let met = other.as_ref().and_then(Cursor::key).is_some_and(|other| match from {
+            End::Front => key >= other,
+            End::Back => key <= other,
+        });
         if met {
             return Ok(None);
         }
-        match from {
-            End::Front => self.front_key = Some(entry.0.clone()),
-            End::Back => self.back_key = Some(entry.0.clone()),
-        }
-        Ok(Some(entry))
+        let value = if self.keys_only { Value::copied(&[]) } else { cursor.inner.value()? };
+        Ok(Some((Value::copied(key), value)))
     }
 
     fn item(&mut self, from: End) -> Option<Result<(Value, Value)>> {
@@ -332,25 +342,120 @@ fn lost() -> Error {
     Error::InvalidArgument { what: "cursor", detail }
 }
 
-/// Everything of a view in which an entry may be found.
-fn sources(engine: &Engine, table: &Arc<TableState>, view: &View) -> MergeCursor {
-    let mut sources: Vec<Source> = Vec::with_capacity(2 + view.frozen.len());
+/// What a view consists of. One type with two shapes, rather than any cursor behind a pointer, because a step is a few nanoseconds.
+enum Source {
+    Memory(MemtableCursor),
+    Level(LevelCursor),
+}
+
+/// Calls the same of either.
+macro_rules! either {
+    ($source:expr, $cursor:ident => $call:expr) => {
+        match $source {
+            Source::Memory($cursor) => $call,
+            Source::Level($cursor) => $call,
+        }
+    };
+}
+
+impl crate::cursor::Cursor for Source {
+    #[inline]
+    fn valid(&self) -> bool {
+        either!(self, cursor => cursor.valid())
+    }
+
+    fn seek_to_first(&mut self) -> Result<()> {
+        either!(self, cursor => cursor.seek_to_first())
+    }
+
+    fn seek_to_last(&mut self) -> Result<()> {
+        either!(self, cursor => cursor.seek_to_last())
+    }
+
+    fn seek(&mut self, key: &[u8], trailer: Trailer) -> Result<()> {
+        either!(self, cursor => cursor.seek(key, trailer))
+    }
+
+    fn seek_before(&mut self, key: &[u8], trailer: Trailer) -> Result<()> {
+        either!(self, cursor => cursor.seek_before(key, trailer))
+    }
+
+    #[inline]
+    fn next(&mut self) -> Result<()> {
+        either!(self, cursor => cursor.next())
+    }
+
+    fn prev(&mut self) -> Result<()> {
+        either!(self, cursor => cursor.prev())
+    }
+
+    #[inline]
+    fn plain_ahead(&self, seq: Seq, before: Option<&[u8]>) -> usize {
+        either!(self, cursor => cursor.plain_ahead(seq, before))
+    }
+
+    #[inline]
+    fn next_plain(&mut self) {
+        either!(self, cursor => cursor.next_plain());
+    }
+
+    #[inline]
+    fn key(&self) -> &[u8] {
+        either!(self, cursor => cursor.key())
+    }
+
+    #[inline]
+    fn trailer(&self) -> Trailer {
+        either!(self, cursor => cursor.trailer())
+    }
+
+    #[inline]
+    fn value_ref(&self) -> Option<&[u8]> {
+        either!(self, cursor => cursor.value_ref())
+    }
+
+    #[inline]
+    fn value(&self) -> Result<Value> {
+        either!(self, cursor => cursor.value())
+    }
+}
+
+/// Everything of a view in which an entry of `range` may be found. No file is opened yet.
+fn sources(engine: &Arc<Handle>, seat: &Seat, view: &View, range: &KeyRange) -> MergeCursor<Source> {
+    let mut sources: Vec<Source> = Vec::with_capacity(4);
     for memory in std::iter::once(&view.active).chain(&view.frozen) {
         if !memory.table.is_empty() {
-            sources.push(Box::new(memory.table.cursor()));
+            sources.push(Source::Memory(memory.table.cursor()));
         }
     }
-    let opener = engine.readers.opener(&table.settings, &view.keys);
-    for file in view.version.files(0) {
-        sources.push(Box::new(LevelCursor::new(vec![file.clone()], opener.clone(), ReadMode::Scan)));
+    let opener = engine.readers.opener(&seat.table.settings, &view.keys);
+    let mode = read_mode(engine, seat);
+    let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
+    let mut add = |level, files: std::ops::Range<usize>| {
+        if !files.is_empty() {
+            sources.push(Source::Level(LevelCursor::of(&view.version, level, files, opener.clone(), mode.clone())));
+        }
+    };
+    for (i, file) in view.version.files(0).iter().enumerate() {
+        let is_below = lower.is_some_and(|lower| *file.largest < *lower);
+        let is_above = upper.is_some_and(|upper| *file.smallest >= *upper);
+        if !is_below && !is_above {
+            add(0, i..i + 1);
+        }
     }
     for level in 1..LEVELS {
-        let files = view.version.files(level);
-        if !files.is_empty() {
-            sources.push(Box::new(LevelCursor::new(files.to_vec(), opener.clone(), ReadMode::Scan)));
-        }
+        add(level, view.version.between(level, lower, upper));
     }
     MergeCursor::new(sources)
+}
+
+/// How scans of this seat read: with somebody who opens blocks ahead, as long as the principal may read at all.
+fn read_mode(engine: &Arc<Handle>, seat: &Seat) -> ReadMode {
+    // Not the handle, which would keep the store open.
+    let (engine, permit) = (engine.engine().clone(), seat.permit.clone());
+    let queue = engine.background.ahead.clone();
+    let may_read = Box::new(move || engine.tick.load().is_some_and(|now| permit.check(now)));
+    ReadMode::Scan(Some(Arc::new(Helper { queue, may_read })))
 }
 
 /// The value of `key` that a reader at `seq` sees in `view`.

@@ -33,12 +33,9 @@
 //! once; what comes after is arithmetic, and an index past the end reads as an empty entry, never as a panic. That the
 //! *order* is right is for the sorted table's `verify`: a block that is not in order is authentic nonsense, harmless to memory.
 
-use std::sync::Arc;
-
 use crate::crypto::{Authentic, Wiped};
 use crate::error::Result;
 use crate::format::codec::Where;
-use crate::metrics::Meters;
 use crate::types::{KEY_BYTES_MAX, Kind, Seq, Trailer};
 use crate::value::Backing;
 use zeroize::Zeroize;
@@ -63,19 +60,6 @@ pub(crate) struct Block {
     layout: Layout,
     /// The first eight bytes of every suffix, for blocks that are searched so often that it pays: the index.
     heads: Box<[u64]>,
-    _counted: Option<Counted>,
-}
-
-/// Bytes that are counted as in memory for as long as their block is.
-struct Counted {
-    meters: Arc<Meters>,
-    bytes: usize,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.meters.release_block(self.bytes);
-    }
 }
 
 impl Block {
@@ -86,21 +70,20 @@ impl Block {
     /// sealed nonsense.
     pub(crate) fn parse(bytes: Authentic<Wiped>, at: &Where<'_>) -> Result<Block> {
         let layout = Layout::parse(&bytes).map_err(|detail| at.tampered(detail))?;
-        Ok(Block { bytes, layout, heads: Box::default(), _counted: None })
-    }
-
-    /// The same block, whose memory is counted for as long as somebody has it.
-    pub(crate) fn counted(mut self, meters: &Arc<Meters>) -> Block {
-        let bytes = self.memory_bytes();
-        meters.hold_block(bytes);
-        self._counted = Some(Counted { meters: meters.clone(), bytes });
-        self
+        Ok(Block { bytes, layout, heads: Box::default() })
     }
 
     /// The same block, with eight bytes of each key copied out, so that a search reads one dense array.
     pub(crate) fn with_heads(mut self) -> Block {
         self.heads = (0..self.len()).map(|i| self.layout.suffix_head(&self.bytes, i)).collect();
         self
+    }
+
+    /// Take the buffer, wiped, to be used again. What is left of the block is empty, and for nothing but to be dropped.
+    pub(crate) fn take_buffer(&mut self) -> Wiped {
+        let mut buffer = self.bytes.take();
+        buffer.reset(usize::MAX);
+        buffer
     }
 
     /// Number of entries, at least 1.
@@ -128,6 +111,18 @@ impl Block {
     #[inline]
     pub(crate) fn trailer(&self, i: usize) -> Trailer {
         self.layout.trailer(&self.bytes, i)
+    }
+
+    /// What the `i`-th entry is.
+    #[inline]
+    pub(crate) fn kind(&self, i: usize) -> Kind {
+        self.layout.kind(&self.bytes, i)
+    }
+
+    /// Whether every entry is a put with its value in the block, of a key of its own, that a reader at `seq` sees.
+    #[inline]
+    pub(crate) fn is_plain(&self, seq: Seq) -> bool {
+        self.layout.unique_keys && self.layout.kinds.is_none() && self.layout.seq_max <= seq
     }
 
     /// The `i`-th value: the bytes of a put, nothing for a delete, a pointer for a run.
@@ -221,6 +216,8 @@ struct Layout {
     prefix_len: usize,
     unique_keys: bool,
     seq_base: u64,
+    /// Of the newest entry.
+    seq_max: Seq,
     suffixes: Column,
     deltas: Numbers,
     /// Where the kinds begin; `None` if all are puts.
@@ -259,38 +256,38 @@ impl Layout {
             return Err("a block with bytes behind its last column");
         }
 
-        let layout = Layout {
+        let mut layout = Layout {
             entries,
             prefix_len,
             unique_keys: flags & UNIQUE_KEYS != 0,
             seq_base,
+            seq_max: Seq::MAX,
             suffixes,
             deltas,
             kinds,
             values,
         };
-        layout.check(bytes)?;
+        layout.seq_max = layout.check(bytes)?;
         Ok(layout)
     }
 
-    /// Offsets within their columns, lengths of keys, sequence numbers, kinds.
-    fn check(&self, bytes: &[u8]) -> Result<(), &'static str> {
+    /// Offsets within their columns, lengths of keys, sequence numbers, kinds. Gives the newest sequence number.
+    fn check(&self, bytes: &[u8]) -> Result<Seq, &'static str> {
         let (suffix_min, suffix_max) = self.suffixes.lengths(bytes, self.entries)?;
         self.values.lengths(bytes, self.entries)?;
         if self.prefix_len + suffix_min == 0 || self.prefix_len + suffix_max > KEY_BYTES_MAX {
             return Err("a block with a key of impossible length");
         }
         let delta_max = (0..self.entries).map(|i| self.deltas.at(bytes, i)).max().unwrap_or(0);
-        if self.seq_base.checked_add(delta_max).and_then(Seq::new).is_none() {
-            return Err("a block with a sequence number beyond the last");
-        }
+        let seq_max = self.seq_base.checked_add(delta_max).and_then(Seq::new);
+        let seq_max = seq_max.ok_or("a block with a sequence number beyond the last")?;
         if let Some(start) = self.kinds {
             let kinds = bytes.get(start..start + self.entries).unwrap_or(&[]);
             if kinds.iter().any(|&kind| Kind::from_u8(kind).is_none()) {
                 return Err("a block with an unknown kind of entry");
             }
         }
-        Ok(())
+        Ok(seq_max)
     }
 
     #[inline]
@@ -299,12 +296,17 @@ impl Layout {
     }
 
     #[inline]
-    fn trailer(&self, bytes: &[u8], i: usize) -> Trailer {
-        let kind = match self.kinds {
+    fn kind(&self, bytes: &[u8], i: usize) -> Kind {
+        match self.kinds {
             None => Kind::Put,
             Some(start) => bytes.get(start + i).and_then(|&kind| Kind::from_u8(kind)).unwrap_or(Kind::Delete),
-        };
-        Trailer::new(Seq::new(self.seq_base + self.deltas.at(bytes, i)).unwrap_or(Seq::MAX), kind)
+        }
+    }
+
+    #[inline]
+    fn trailer(&self, bytes: &[u8], i: usize) -> Trailer {
+        let seq = Seq::new(self.seq_base + self.deltas.at(bytes, i)).unwrap_or(Seq::MAX);
+        Trailer::new(seq, self.kind(bytes, i))
     }
 
     #[inline]

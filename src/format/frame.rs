@@ -637,6 +637,39 @@ impl FileOpener {
         body.try_map(decompress).map_err(|refusal: Refusal| refusal.at(place))
     }
 
+    /// As [`open_frame`](FileOpener::open_frame), with the payload in a buffer of its own, which `room` gives for its length, and the frame's buffer given
+    /// back, to be used again.
+    ///
+    /// # Errors
+    /// As for [`open_frame`](FileOpener::open_frame).
+    pub(crate) fn open_frame_from(
+        &self,
+        kind: FrameKind,
+        ordinal: u64,
+        frame: Wiped,
+        room: impl FnOnce(usize) -> Wiped,
+        place: &Where<'_>,
+    ) -> Result<(Authentic<Wiped>, Wiped)> {
+        let head = frame.first_chunk().ok_or_else(|| place.bit_rot("the frame is cut off"))?;
+        let head = FrameHead::decode(head, kind.frame_bytes_max(), place)?;
+        head.check_crc(&frame, place)?;
+        let aad = associated_data(kind, false, head.body_len, ordinal);
+        let frame_len = frame.len();
+        let sealed =
+            frame.window(FRAME_HEAD_BYTES..frame_len).ok_or_else(|| place.bit_rot("the frame is cut off"))?;
+        let body = self
+            .key
+            .open_body(ordinal, &aad, sealed)
+            .map_err(|NotAuthentic| place.tampered("the frame's tag is wrong"))?;
+        let mut used = Wiped::new();
+        let payload = body.try_map(|body| {
+            let payload = Suffixed::read(&body).and_then(|body| body.payload(room));
+            used = body;
+            payload
+        });
+        Ok((payload.map_err(|refusal: Refusal| refusal.at(place))?, used))
+    }
+
     /// Open a whole journal frame, head included, that was sealed by [`FileSealer::seal_journal`].
     ///
     /// # Errors
@@ -654,24 +687,45 @@ impl FileOpener {
 
 /// Take the suffix off, and decompress what it says is compressed.
 fn decompress(mut body: Wiped) -> Decoded<Wiped> {
-    let payload_len = body.len().checked_sub(SUFFIX_BYTES).ok_or(Refusal::Malformed)?;
-    let mut suffix = Reader::new(&body[payload_len..]);
-    let compression = decode_number(&mut suffix, "compression", Compression::from_u8)?;
-    let raw_len = suffix.u32()? as usize;
-    require(raw_len <= PAYLOAD_BYTES_MAX)?;
+    let suffixed = Suffixed::read(&body)?;
+    if suffixed.compression != Compression::None {
+        return suffixed.payload(|len| Wiped::from(vec![0; len]));
+    }
+    let payload_len = suffixed.stored.len();
     body.truncate(payload_len);
-    match compression {
-        Compression::None => {
-            require(raw_len == payload_len)?;
-            Ok(body)
+    Ok(body)
+}
+
+/// An opened body: what is stored, and what the suffix says about it.
+struct Suffixed<'a> {
+    stored: &'a [u8],
+    compression: Compression,
+    raw_len: usize,
+}
+
+impl<'a> Suffixed<'a> {
+    fn read(body: &'a [u8]) -> Decoded<Suffixed<'a>> {
+        let payload_len = body.len().checked_sub(SUFFIX_BYTES).ok_or(Refusal::Malformed)?;
+        let (stored, suffix) = body.split_at(payload_len);
+        let mut suffix = Reader::new(suffix);
+        let compression = decode_number(&mut suffix, "compression", Compression::from_u8)?;
+        let raw_len = suffix.u32()? as usize;
+        require(raw_len <= PAYLOAD_BYTES_MAX)?;
+        require(compression != Compression::None || raw_len == payload_len)?;
+        Ok(Suffixed { stored, compression, raw_len })
+    }
+
+    /// The payload, decompressed, in the buffer that `room` gives for it.
+    fn payload(&self, room: impl FnOnce(usize) -> Wiped) -> Decoded<Wiped> {
+        let mut raw = room(self.raw_len);
+        match self.compression {
+            Compression::None => raw.copy_from_slice(self.stored),
+            Compression::Lz4 => {
+                let len = lz4_flex::block::decompress_into(self.stored, &mut raw).map_err(|_| Refusal::Malformed)?;
+                require(len == self.raw_len)?;
+            }
         }
-        Compression::Lz4 => {
-            let mut raw = Wiped::new();
-            raw.resize(raw_len, 0);
-            let len = lz4_flex::block::decompress_into(&body, &mut raw).map_err(|_| Refusal::Malformed)?;
-            require(len == raw_len)?;
-            Ok(raw)
-        }
+        Ok(raw)
     }
 }
 

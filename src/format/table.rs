@@ -116,6 +116,11 @@ impl Handle {
         bytes
     }
 
+    /// Where the frame ends; at the end of numbers if it is a handle that makes no sense.
+    pub(crate) fn end_bytes(&self) -> u64 {
+        self.offset_bytes.saturating_add(u64::from(self.len_bytes))
+    }
+
     #[inline]
     pub(crate) fn decode(bytes: &[u8]) -> Decoded<Handle> {
         let mut reader = Reader::new(bytes);

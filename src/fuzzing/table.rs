@@ -123,7 +123,7 @@ fn whole(frames: &[(FrameKind, &[u8])]) {
     let verified = reader.verify(&mut |_| ()).is_ok();
     assert!(!verified || limits.is_ok());
     let mut entries = Vec::new();
-    let mut cursor = reader.cursor(ReadMode::Scan);
+    let mut cursor = reader.cursor(ReadMode::Scan(None));
     let mut moved = cursor.seek_to_first();
     while moved.is_ok() && cursor.valid() && entries.len() < STEPS_MAX {
         entries.push((cursor.key().to_vec(), cursor.trailer()));
@@ -166,7 +166,7 @@ pub(super) fn verifies(frames: &[(FrameKind, &[u8])]) -> bool {
 }
 
 fn backwards(reader: &Arc<TableReader>, entries: &[(Vec<u8>, Trailer)], verified: bool) {
-    let mut cursor = reader.cursor(ReadMode::Scan);
+    let mut cursor = reader.cursor(ReadMode::Scan(None));
     let mut moved = cursor.seek_to_last();
     let mut seen = Vec::new();
     while moved.is_ok() && cursor.valid() && seen.len() < STEPS_MAX {

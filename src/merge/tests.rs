@@ -313,7 +313,7 @@ fn many_hidden_versions_are_passed_by_seeking() {
 
 #[test]
 fn a_merge_of_nothing_has_no_entries() {
-    let mut merge = MergeCursor::new(Vec::new());
+    let mut merge: MergeCursor = MergeCursor::new(Vec::new());
     merge.seek_to_first().unwrap();
     assert!(!merge.valid());
     merge.seek_to_last().unwrap();

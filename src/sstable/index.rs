@@ -1,198 +1,197 @@
-//! From a key to the handle of the one block that can hold it.
+//! From a key to the one block that can hold it, and to the slot in which that block lies while it is kept.
 //!
 //! ```text
-//! one index block      roots = [that block], its values are handles of data blocks
-//! several              roots = top blocks, their values are handles of index blocks, which come through the cache
+//! tops      none if there is one leaf only; otherwise their values are handles of leaves
+//!   │
+//! leaves    their values are handles of data blocks; read when they are first needed
+//!   │
+//! slots     one per data block, beside its entry in the leaf (cache.rs)
 //! ```
-//! Roots are pinned and have their keys' first eight bytes copied out, so that a search of thousands of separators stays in
-//! a few cache lines. Usually there is one root; several only where separators are huge.
+//! All of it is pinned: tops from the opening on, a leaf from its first use on, until the table is closed. Each has its keys' first eight bytes copied out, so
+//! that a search of thousands of separators stays in a few cache lines. A leaf is a row of data blocks, so that a place in the index is two
+//! numbers, and the blocks of a table are one row.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::crypto::Wiped;
 use crate::error::Result;
 use crate::format::block::Block;
 use crate::format::frame::FrameKind;
 use crate::format::table::{Footer, Handle};
+use crate::sstable::cache::{BlockCache, Slots};
 use crate::sstable::{Source, TableReader};
 use crate::types::Trailer;
 
-/// The pinned part of a table's index.
+/// The index of a table.
 pub(super) struct Index {
-    roots: Box<[Block]>,
-    /// Whether roots lead to index blocks, and those to data blocks.
-    partitioned: bool,
+    tops: Box<[Top]>,
+    leaves: Box<[OnceLock<Leaf>]>,
 }
 
-/// A place in the index: one data block. Moved by [`Index`], which knows what lies where.
-#[derive(Clone, Default)]
+/// A block of the top index.
+struct Top {
+    block: Block,
+    /// Which leaf its first entry leads to.
+    first_leaf: usize,
+}
+
+/// A block of the index that leads to data blocks, and those of them that are kept.
+pub(super) struct Leaf {
+    block: Block,
+    pub(super) slots: Arc<Slots>,
+}
+
+/// A data block: which leaf leads to it, and which of the leaf's entries.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(super) struct IndexPlace {
-    root: usize,
-    in_root: usize,
-    partition: Option<Arc<Block>>,
-    in_partition: usize,
+    pub(super) leaf: usize,
+    pub(super) at: usize,
+}
+
+impl IndexPlace {
+    /// Whether this is the place behind `other`, given that both are places.
+    pub(super) fn is_next_of(self, other: IndexPlace) -> bool {
+        (self.leaf, self.at) == (other.leaf, other.at + 1) || (self.leaf, self.at) == (other.leaf + 1, 0)
+    }
+}
+
+impl Leaf {
+    fn new(block: Block, cache: &BlockCache) -> Leaf {
+        let slots = Slots::new(cache, block.len());
+        Leaf { block: block.with_heads(), slots }
+    }
+
+    /// The handle of the `at`-th data block; an error if there is none.
+    pub(super) fn handle(&self, reader: &TableReader, at: usize) -> Result<Handle> {
+        handle(&reader.source, &reader.footer, &self.block, at)
+    }
 }
 
 impl Index {
-    pub(super) fn load(source: &Source, footer: &Footer) -> Result<Index> {
-        let partitioned = footer.index_top.is_there();
-        let (kind, section) = match partitioned {
-            true => (FrameKind::IndexTop, &footer.index_top),
-            false => (FrameKind::Index, &footer.index),
+    pub(super) fn load(source: &Source, footer: &Footer, cache: &BlockCache) -> Result<Index> {
+        let open = |kind, section| -> Result<Vec<Block>> {
+            let frames = source.section_frames(kind, section)?.into_iter();
+            frames.map(|(handle, frame)| source.open_block(kind, &handle, frame, cache)).collect()
         };
-        let frames = source.section_frames(kind, section)?;
-        let roots = frames
-            .into_iter()
-            .map(|(handle, frame)| Ok(source.open_block(kind, &handle, frame)?.with_heads()))
-            .collect::<Result<Box<[Block]>>>()?;
-        Ok(Index { roots, partitioned })
+        if !footer.index_top.is_there() {
+            let leaves = open(FrameKind::Index, &footer.index)?.into_iter();
+            let leaves = leaves.map(|block| OnceLock::from(Leaf::new(block, cache))).collect();
+            return Ok(Index { tops: Box::default(), leaves });
+        }
+        let mut leaves = 0;
+        let mut tops = Vec::new();
+        for block in open(FrameKind::IndexTop, &footer.index_top)? {
+            let first_leaf = leaves;
+            leaves += block.len();
+            tops.push(Top { block: block.with_heads(), first_leaf });
+        }
+        if leaves as u64 != footer.index.frames {
+            let place = source.at(footer.index_top.offset_bytes);
+            return Err(place.tampered("the top index names another number of blocks than there are"));
+        }
+        Ok(Index { tops: tops.into(), leaves: (0..leaves).map(|_| OnceLock::new()).collect() })
     }
 
-    /// The data block in which the first entry at or after (`key`, `trailer`) lies, if `key` is not behind the last one. The
+    /// The place of the data block in which the first entry at or after (`key`, `trailer`) lies, if `key` is not behind the last one. The
     /// entry can be the next block's first one, but then it is of another key.
     #[inline]
-    pub(super) fn find(&self, reader: &TableReader, key: &[u8], trailer: Trailer) -> Result<Option<Handle>> {
-        let Some((root, i)) = self.find_root(key, trailer) else { return Ok(None) };
-        let handle = handle(reader, root, i)?;
-        if !self.partitioned {
-            return Ok(Some(handle));
+    pub(super) fn find(&self, reader: &TableReader, key: &[u8], trailer: Trailer) -> Result<Option<(&Leaf, IndexPlace)>> {
+        let Some(number) = self.find_leaf(key, trailer) else { return Ok(None) };
+        let Some(leaf) = self.leaf(reader, number)? else { return Ok(None) };
+        let at = leaf.block.lower_bound(key, trailer);
+        if at < leaf.block.len() {
+            return Ok(Some((leaf, IndexPlace { leaf: number, at })));
         }
-        let partition = reader.cached_block(FrameKind::Index, &handle)?;
-        let i = partition.lower_bound(key, trailer);
-        if i == partition.len() {
-            return Ok(None);
-        }
-        self::handle(reader, &partition, i).map(Some)
+        // Only an index that contradicts itself gets here; the next leaf's first block is as near as can be.
+        let place = IndexPlace { leaf: number + 1, at: 0 };
+        Ok(self.leaf(reader, place.leaf)?.map(|leaf| (leaf, place)))
     }
 
-    fn find_root(&self, key: &[u8], trailer: Trailer) -> Option<(&Block, usize)> {
-        self.roots.iter().map(|root| (root, root.lower_bound(key, trailer))).find(|(root, i)| *i < root.len())
-    }
-
-    /// As [`Index::find`], leaving `place` there.
-    pub(super) fn seek(
-        &self,
-        reader: &TableReader,
-        place: &mut IndexPlace,
-        key: &[u8],
-        trailer: Trailer,
-    ) -> Result<Option<Handle>> {
-        for (root, block) in self.roots.iter().enumerate() {
-            let in_root = block.lower_bound(key, trailer);
-            if in_root == block.len() {
-                continue;
-            }
-            self.enter(reader, place, root, in_root)?;
-            if let Some(partition) = &place.partition {
-                place.in_partition = partition.lower_bound(key, trailer);
-                if place.in_partition == partition.len() {
-                    // Only an index that contradicts itself gets here; the next partition's first block is as near as can be.
-                    return self.next(reader, place);
-                }
-            }
-            return self.handle_at(reader, place).map(Some);
+    #[inline]
+    fn find_leaf(&self, key: &[u8], trailer: Trailer) -> Option<usize> {
+        if self.tops.is_empty() {
+            return Some(0);
         }
-        Ok(None)
+        self.tops.iter().find_map(|top| {
+            let at = top.block.lower_bound(key, trailer);
+            (at < top.block.len()).then_some(top.first_leaf + at)
+        })
     }
 
-    /// The first data block.
-    pub(super) fn first(&self, reader: &TableReader, place: &mut IndexPlace) -> Result<Option<Handle>> {
-        self.enter(reader, place, 0, 0)?;
-        self.handle_at(reader, place).map(Some)
+    /// The leaf of this number, which is read if it was not yet; `None` behind the last.
+    #[inline]
+    pub(super) fn leaf(&self, reader: &TableReader, number: usize) -> Result<Option<&Leaf>> {
+        let Some(cell) = self.leaves.get(number) else { return Ok(None) };
+        match cell.get() {
+            Some(leaf) => Ok(Some(leaf)),
+            None => self.read_leaf(reader, number, cell).map(Some),
+        }
+    }
+
+    #[cold]
+    fn read_leaf<'a>(&self, reader: &TableReader, number: usize, cell: &'a OnceLock<Leaf>) -> Result<&'a Leaf> {
+        let top = &self.tops[self.tops.partition_point(|top| top.first_leaf <= number) - 1];
+        let handle = handle(&reader.source, &reader.footer, &top.block, number - top.first_leaf)?;
+        let block = reader.load_block(FrameKind::Index, &handle)?;
+        // Somebody else may have read it at the same time; one of the two is dropped.
+        Ok(cell.get_or_init(|| Leaf::new(block, &reader.cache)))
+    }
+
+    /// The leaf of a place, if there is such a place.
+    pub(super) fn leaf_at(&self, reader: &TableReader, place: IndexPlace) -> Result<Option<&Leaf>> {
+        Ok(self.leaf(reader, place.leaf)?.filter(|leaf| place.at < leaf.block.len()))
     }
 
     /// The last data block.
-    pub(super) fn last(&self, reader: &TableReader, place: &mut IndexPlace) -> Result<Option<Handle>> {
-        let Some(root) = self.roots.len().checked_sub(1) else { return Ok(None) };
-        self.enter_last(reader, place, root)
+    pub(super) fn last(&self, reader: &TableReader) -> Result<Option<IndexPlace>> {
+        self.last_of(reader, self.leaves.len().checked_sub(1))
     }
 
     /// The data block after `place`.
-    pub(super) fn next(&self, reader: &TableReader, place: &mut IndexPlace) -> Result<Option<Handle>> {
-        if let Some(partition) = &place.partition
-            && place.in_partition + 1 < partition.len()
-        {
-            place.in_partition += 1;
-            return self.handle_at(reader, place).map(Some);
+    #[inline]
+    pub(super) fn next(&self, reader: &TableReader, place: IndexPlace) -> Result<Option<IndexPlace>> {
+        let here = IndexPlace { at: place.at + 1, ..place };
+        if self.leaf_at(reader, here)?.is_some() {
+            return Ok(Some(here));
         }
-        let (mut root, mut in_root) = (place.root, place.in_root + 1);
-        if self.roots.get(root).is_none_or(|block| in_root >= block.len()) {
-            (root, in_root) = (root + 1, 0);
-        }
-        if root >= self.roots.len() {
-            return Ok(None);
-        }
-        self.enter(reader, place, root, in_root)?;
-        self.handle_at(reader, place).map(Some)
+        let next = IndexPlace { leaf: place.leaf + 1, at: 0 };
+        Ok(self.leaf(reader, next.leaf)?.map(|_| next))
     }
 
     /// The data block before `place`.
-    pub(super) fn prev(&self, reader: &TableReader, place: &mut IndexPlace) -> Result<Option<Handle>> {
-        if place.partition.is_some() && place.in_partition > 0 {
-            place.in_partition -= 1;
-            return self.handle_at(reader, place).map(Some);
-        }
-        if place.in_root > 0 {
-            let (root, in_root) = (place.root, place.in_root - 1);
-            self.enter(reader, place, root, in_root)?;
-            place.in_partition = place.partition.as_ref().map_or(0, |partition| partition.len() - 1);
-            return self.handle_at(reader, place).map(Some);
-        }
-        match place.root.checked_sub(1) {
-            Some(root) => self.enter_last(reader, place, root),
-            None => Ok(None),
+    pub(super) fn prev(&self, reader: &TableReader, place: IndexPlace) -> Result<Option<IndexPlace>> {
+        match place.at.checked_sub(1) {
+            Some(at) => Ok(Some(IndexPlace { at, ..place })),
+            None => self.last_of(reader, place.leaf.checked_sub(1)),
         }
     }
 
-    fn enter_last(&self, reader: &TableReader, place: &mut IndexPlace, root: usize) -> Result<Option<Handle>> {
-        let Some(block) = self.roots.get(root) else { return Ok(None) };
-        self.enter(reader, place, root, block.len() - 1)?;
-        place.in_partition = place.partition.as_ref().map_or(0, |partition| partition.len() - 1);
-        self.handle_at(reader, place).map(Some)
-    }
-
-    /// Go to the first data block below one entry of a root.
-    fn enter(&self, reader: &TableReader, place: &mut IndexPlace, root: usize, in_root: usize) -> Result<()> {
-        let same = place.partition.is_some() && (place.root, place.in_root) == (root, in_root);
-        if self.partitioned && !same {
-            // Not there until the partition is.
-            place.partition = None;
-            if let Some(block) = self.roots.get(root) {
-                let handle = handle(reader, block, in_root)?;
-                place.partition = Some(reader.cached_block(FrameKind::Index, &handle)?);
-            }
-        }
-        (place.root, place.in_root, place.in_partition) = (root, in_root, 0);
-        Ok(())
-    }
-
-    fn handle_at(&self, reader: &TableReader, place: &IndexPlace) -> Result<Handle> {
-        match (&place.partition, self.roots.get(place.root)) {
-            (Some(partition), _) => handle(reader, partition, place.in_partition),
-            (None, Some(root)) => handle(reader, root, place.in_root),
-            (None, None) => Err(reader.source.at(reader.footer.index.offset_bytes).tampered("an index without blocks")),
-        }
+    fn last_of(&self, reader: &TableReader, leaf: Option<usize>) -> Result<Option<IndexPlace>> {
+        let Some(number) = leaf else { return Ok(None) };
+        Ok(self.leaf(reader, number)?.map(|leaf| IndexPlace { leaf: number, at: leaf.block.len() - 1 }))
     }
 
     /// The separator behind the block at `place`.
-    pub(super) fn separator(&self, place: &IndexPlace) -> Option<(Wiped, Trailer)> {
-        let (block, i) = match &place.partition {
-            Some(partition) => (&**partition, place.in_partition),
-            None => (self.roots.get(place.root)?, place.in_root),
-        };
-        Some((joined(block.key_prefix(), block.suffix(i)), block.trailer(i)))
+    pub(super) fn separator(&self, place: IndexPlace) -> Option<(Wiped, Trailer)> {
+        let block = &self.leaves.get(place.leaf)?.get()?.block;
+        Some((joined(block.key_prefix(), block.suffix(place.at)), block.trailer(place.at)))
     }
 
-    /// The pinned blocks.
-    pub(super) fn roots(&self) -> &[Block] {
-        &self.roots
+    /// The blocks of the top index.
+    pub(super) fn tops(&self) -> impl Iterator<Item = &Block> {
+        self.tops.iter().map(|top| &top.block)
+    }
+
+    /// The kept blocks of all leaves that were read.
+    pub(super) fn slots(&self) -> impl Iterator<Item = &Arc<Slots>> {
+        self.leaves.iter().filter_map(|leaf| leaf.get()).map(|leaf| &leaf.slots)
     }
 }
 
 #[inline]
-fn handle(reader: &TableReader, block: &Block, i: usize) -> Result<Handle> {
-    Handle::decode(block.value(i))
-        .map_err(|_| reader.source.at(reader.footer.index.offset_bytes).tampered("an index entry is not a handle"))
+fn handle(source: &Source, footer: &Footer, block: &Block, at: usize) -> Result<Handle> {
+    Handle::decode(block.value(at))
+        .map_err(|_| source.at(footer.index.offset_bytes).tampered("an index entry is not a handle"))
 }
 
 /// A whole key.

@@ -3,8 +3,10 @@
 //! ```text
 //! TableWriter  (writer.rs)   sorted entries in, synced file and manifest record out
 //! TableReader  (here)        get: filter, index, block through the cache, search
-//! TableCursor  (cursor.rs)   both ways, with read-ahead for scans and compactions
-//! BlockCache   (cache.rs)    opened blocks of all tables
+//! TableCursor  (cursor.rs)   both ways
+//! ReadAhead    (ahead.rs)    many blocks with one read, opened on another core too
+//! Index        (index.rs)    from a key to a block
+//! BlockCache   (cache.rs)    opened blocks of all tables, each in a slot beside its entry in the index
 //! verify       (verify.rs)   every frame, and that index, filter, properties and bounds tell the truth
 //! ```
 //!
@@ -13,11 +15,10 @@
 //! checked before it is used as a length or an index, so that a table written by a broken program is an error and
 //! no panic.
 //!
-//! Held per open table: filter, index (its top level, once it is more than one block) and some hundred bytes. The format is
-//! `format/table.rs`.
+//! Held per open table: filter, index (those of its leaves that were used, once it is more than one block), eight bytes and a count for each data
+//! block, and some hundred bytes. The format is `format/table.rs`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::crypto::{Authentic, Suite, TableKey, Wiped};
 use crate::error::{Error, Result};
@@ -32,16 +33,19 @@ use crate::options::Compression;
 use crate::types::{FRAME_BYTES_MAX, FileKind, Kind, Seq, TableId, Trailer, UserKey};
 use crate::value::{Backing, Value};
 
+mod ahead;
 pub(crate) mod cache;
 mod cursor;
 mod index;
 mod verify;
 mod writer;
 
+pub(crate) use ahead::{HelpQueue, Helper, AheadTask};
 pub(crate) use cache::BlockCache;
 pub(crate) use cursor::{ReadMode, TableCursor};
 pub(crate) use writer::{FinishedTable, TableWriter};
 
+use cache::{Keep, OpenBlock};
 use index::Index;
 use writer::FOOTER_FRAME_BYTES;
 
@@ -76,15 +80,11 @@ pub(crate) fn bounds(key: &TableKey, record: &FileRecord, name: &str) -> Result<
 /// An open sorted table.
 pub(crate) struct TableReader {
     source: Source,
-    /// Names this reader's blocks in the cache.
-    id: u64,
     footer: Footer,
     properties: Properties,
     filter: Option<Filter>,
     index: Index,
     cache: Arc<BlockCache>,
-    /// Whether the cache ever held a block of this reader.
-    cached: AtomicBool,
     /// The manifest's record, which [`TableReader::verify`] compares with the file.
     record: FileRecord,
 }
@@ -118,18 +118,8 @@ impl TableReader {
         let footer = source.footer(record)?;
         let properties = source.properties(&footer, record, settings)?;
         let filter = source.filter(&footer, &properties)?;
-        let index = Index::load(&source, &footer)?;
-        Ok(Arc::new(TableReader {
-            source,
-            id: cache.new_reader(),
-            footer,
-            properties,
-            filter,
-            index,
-            cache,
-            cached: AtomicBool::new(false),
-            record: record.clone(),
-        }))
+        let index = Index::load(&source, &footer, &cache)?;
+        Ok(Arc::new(TableReader { source, footer, properties, filter, index, cache, record: record.clone() }))
     }
 
     /// The newest version of `key` that a reader at `seq` sees here, deletes included. `hash` is
@@ -162,13 +152,28 @@ impl TableReader {
 
     fn find(&self, key: &[u8], seq: Seq) -> Result<Option<(Trailer, Value)>> {
         let target = Trailer::seek(seq);
-        let Some(handle) = self.index.find(self, key, target)? else { return Ok(None) };
-        let block = self.block(&handle)?;
-        let i = block.lower_bound(key, target);
-        if !block.key_is(i, key) {
-            return Ok(None);
-        }
-        self.resolve(&block, i, &self.source.at(handle.offset_bytes)).map(Some)
+        let Some((leaf, place)) = self.index.find(self, key, target)? else { return Ok(None) };
+        let found = match &*leaf.slots.look(place.at) {
+            Some(block) => Some(look_up(block, key, target)),
+            None => None,
+        };
+        let found = match found {
+            Some(found) => {
+                self.source.meters.count(Count::CacheHits, 1);
+                found
+            }
+            None => {
+                self.source.meters.count(Count::CacheMisses, 1);
+                let block = self.load_block(FrameKind::Data, &leaf.handle(self, place.at)?)?;
+                look_up(&leaf.slots.keep(place.at, block, Keep::Always), key, target)
+            }
+        };
+        let Some((trailer, found)) = found else { return Ok(None) };
+        let value = match found {
+            Found::Value(value) => value,
+            Found::Run(pointer) => self.run(&pointer, || leaf.handle(self, place.at))?,
+        };
+        Ok(Some((trailer, value)))
     }
 
     /// A cursor on no entry yet.
@@ -183,9 +188,7 @@ impl TableReader {
 
     /// Forget this table's cached blocks, so that their memory is wiped once the last value and cursor let go of them.
     pub(crate) fn purge(&self) {
-        if self.cached.swap(false, Ordering::Relaxed) {
-            (0..self.footer.frames).for_each(|ordinal| self.cache.remove((self.id, ordinal)));
-        }
+        self.index.slots().for_each(|slots| slots.purge());
     }
 
     /// Open every frame of the file in order and check that all parts agree with the data and with the manifest's record.
@@ -197,27 +200,12 @@ impl TableReader {
         verify::verify(self, progress)
     }
 
-    /// A data or index block, through the cache.
-    fn block(&self, handle: &Handle) -> Result<Arc<Block>> {
-        self.cached_block(FrameKind::Data, handle)
-    }
-
-    fn cached_block(&self, kind: FrameKind, handle: &Handle) -> Result<Arc<Block>> {
-        let id = (self.id, handle.ordinal);
-        if let Some(block) = self.cache.get(id) {
-            self.source.meters.count(Count::CacheHits, 1);
-            return Ok(block);
-        }
-        self.source.meters.count(Count::CacheMisses, 1);
-        let block = Arc::new(self.load_block(kind, handle)?);
-        self.cached.store(true, Ordering::Relaxed);
-        self.cache.insert(id, &block);
-        Ok(block)
-    }
-
+    /// A data or index block, from the file.
     fn load_block(&self, kind: FrameKind, handle: &Handle) -> Result<Block> {
-        let frame = self.source.read_handle(handle, self.section_of(kind))?;
-        Ok(self.source.open_block(kind, handle, frame)?.counted(&self.source.meters))
+        self.source.check_handle(handle, self.section_of(kind))?;
+        let mut frame = self.cache.take_scratch(handle.len_bytes as usize);
+        self.source.read_into(handle.offset_bytes, &mut frame)?;
+        self.source.open_block(kind, handle, frame, &self.cache)
     }
 
     /// Where blocks of this kind lie.
@@ -229,25 +217,10 @@ impl TableReader {
         }
     }
 
-    /// The `i`-th entry of a block with its value, wherever that lies. `place` is the block's.
-    fn resolve(&self, block: &Arc<Block>, i: usize, place: &Where<'_>) -> Result<(Trailer, Value)> {
-        let stored = block.trailer(i);
-        let value = match stored.kind() {
-            Kind::Put => {
-                let (start, len) = block.value_range(i);
-                Value::shared(block, start, len)
-            }
-            Kind::PutRun => {
-                let pointer = RunPointer::decode(block.value(i)).map_err(|refusal| refusal.at(place))?;
-                self.run(&pointer, place)?
-            }
-            _ => Value::copied(&[]),
-        };
-        Ok((shown(stored), value))
-    }
-
-    /// A value that lies in a run of frames.
-    fn run(&self, pointer: &RunPointer, place: &Where<'_>) -> Result<Value> {
+    /// A value that lies in a run of frames. `handle` gives the block's that points to it.
+    fn run(&self, pointer: &[u8; RunPointer::BYTES], handle: impl FnOnce() -> Result<Handle>) -> Result<Value> {
+        let place = &self.source.at(handle()?.offset_bytes);
+        let pointer = RunPointer::decode(pointer).map_err(|refusal| refusal.at(place))?;
         let data = &self.footer.data;
         let end = pointer.offset_bytes.checked_add(u64::from(pointer.len_bytes));
         let inside = pointer.offset_bytes >= data.offset_bytes
@@ -301,6 +274,34 @@ struct Run(Wiped);
 impl Backing for Run {
     fn bytes(&self) -> &[u8] {
         &self.0
+    }
+}
+
+/// Where a value was found.
+enum Found {
+    Value(Value),
+    /// Outside the blocks: what points there, undecoded.
+    Run([u8; RunPointer::BYTES]),
+}
+
+/// The first entry of a block at or after (`key`, `target`), if it is of this key.
+#[inline]
+fn look_up(block: &Arc<OpenBlock>, key: &[u8], target: Trailer) -> Option<(Trailer, Found)> {
+    let i = block.lower_bound(key, target);
+    block.key_is(i, key).then(|| (shown(block.trailer(i)), found_at(block, i)))
+}
+
+/// The value of a block's `i`-th entry.
+#[inline]
+fn found_at(block: &Arc<OpenBlock>, i: usize) -> Found {
+    match block.kind(i) {
+        Kind::Put => {
+            let (start, len) = block.value_range(i);
+            Found::Value(Value::shared(block, start, len))
+        }
+        // One of another length makes no sense, and zeros are no pointer either.
+        Kind::PutRun => Found::Run(block.value(i).try_into().unwrap_or([0; RunPointer::BYTES])),
+        _ => Found::Value(Value::copied(&[])),
     }
 }
 
@@ -408,13 +409,17 @@ impl Source {
         self.opener.open_frame(kind, kind == FrameKind::Footer, ordinal, frame, &self.at(offset_bytes))
     }
 
-    fn open_block(&self, kind: FrameKind, handle: &Handle, frame: Vec<u8>) -> Result<Block> {
-        let payload = self.open_frame(kind, handle.ordinal, frame, handle.offset_bytes)?;
-        Block::parse(payload, &self.at(handle.offset_bytes))
+    /// The block in this frame, which lies in a buffer of the cache's.
+    fn open_block(&self, kind: FrameKind, handle: &Handle, frame: Wiped, cache: &BlockCache) -> Result<Block> {
+        let (place, len) = (self.at(handle.offset_bytes), frame.len());
+        self.meters.opened(FileKind::Table, 1, len as u64);
+        let (payload, used) = self.opener.open_frame_from(kind, handle.ordinal, frame, |len| cache.room(len), &place)?;
+        cache.give_back(used, len);
+        Block::parse(payload, &place)
     }
 
     /// All frames of a section, read at once, each with its handle.
-    fn section_frames(&self, kind: FrameKind, section: &Section) -> Result<Vec<(Handle, Vec<u8>)>> {
+    fn section_frames(&self, kind: FrameKind, section: &Section) -> Result<Vec<(Handle, Wiped)>> {
         let mut frames = Vec::new();
         let bytes = self.read(section.offset_bytes, section.len_bytes as usize)?;
         let mut rest = &bytes[..];
@@ -426,7 +431,7 @@ impl Source {
             let split = usize::try_from(head.frame_bytes()).ok().and_then(|len| rest.split_at_checked(len));
             let (frame, behind) = split.ok_or_else(|| place.bit_rot("a section ends within a frame"))?;
             handle.len_bytes = frame.len() as u32;
-            frames.push((handle, frame.to_vec()));
+            frames.push((handle, Wiped::from(frame.to_vec())));
             handle.offset_bytes += frame.len() as u64;
             handle.ordinal += 1;
             rest = behind;
@@ -500,8 +505,13 @@ impl Source {
         let chunks = self
             .section_frames(FrameKind::Filter, &footer.filter)?
             .into_iter()
-            .map(|(handle, frame)| self.open_frame(FrameKind::Filter, handle.ordinal, frame, handle.offset_bytes))
-            .map(|payload| payload.map(Authentic::into_inner))
+            .map(|(handle, frame)| {
+                let place = self.at(handle.offset_bytes);
+                self.meters.opened(FileKind::Table, 1, frame.len() as u64);
+                let room = |len| Wiped::from(vec![0; len]);
+                let opened = self.opener.open_frame_from(FrameKind::Filter, handle.ordinal, frame, room, &place);
+                opened.map(|(payload, _)| payload.into_inner())
+            })
             .collect::<Result<Vec<Wiped>>>()?;
         Filter::from_bytes(&chunks, properties).map(Some).map_err(|refusal| refusal.at(&place))
     }

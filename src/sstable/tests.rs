@@ -277,8 +277,8 @@ proptest! {
         for key in &strange {
             prop_assert_eq!(found(fixture.get(&reader, key, seq)?), expected(&entries, key, seq));
         }
-        for mode in [ReadMode::Scan, ReadMode::Bypass] {
-            walk(&entries, &mut reader.cursor(mode), &moves)?;
+        for mode in [ReadMode::Scan(None), ReadMode::Bypass] {
+            walk(&entries, &mut reader.cursor(mode.clone()), &moves)?;
             walk(&entries, &mut reader.cursor(mode), &[Move::First, Move::Next(255), Move::Prev(255), Move::Last, Move::Prev(255)])?;
         }
     }
@@ -318,12 +318,12 @@ fn an_index_of_many_blocks_is_walked_like_one() {
     for (key, trailer, value) in &entries {
         assert_eq!(found(fixture.get(&reader, key, 1000).unwrap()), Some((*trailer, value.clone())));
     }
-    for mode in [ReadMode::Scan, ReadMode::Bypass] {
+    for mode in [ReadMode::Scan(None), ReadMode::Bypass] {
         let mut moves = vec![Move::First, Move::Next(255), Move::Last, Move::Prev(255)];
         for i in (0..250).step_by(7) {
             moves.extend([Move::SeekEntry(i), Move::Prev(9), Move::SeekBeforeEntry(i), Move::Next(9)]);
         }
-        walk(&entries, &mut reader.cursor(mode), &moves).unwrap();
+        walk(&entries, &mut reader.cursor(mode.clone()), &moves).unwrap();
     }
     reader.verify(&mut |_| ()).unwrap();
 }
@@ -387,9 +387,8 @@ fn frames_that_change_places_do_not_open() {
     let record = fixture.write(1, &entries).record;
     let other = fixture.write(2, &entries).record;
     let reader = fixture.open(&record).unwrap();
-    let mut place = index::IndexPlace::default();
-    let first = reader.index.first(&reader, &mut place).unwrap().unwrap();
-    let second = reader.index.next(&reader, &mut place).unwrap().unwrap();
+    let leaf = reader.index.leaf(&reader, 0).unwrap().unwrap();
+    let (first, second) = (leaf.handle(&reader, 0).unwrap(), leaf.handle(&reader, 1).unwrap());
     assert_eq!(first.len_bytes, second.len_bytes);
     let len = first.len_bytes as usize;
     let image = fixture.disk.read(path(1)).unwrap();
@@ -544,7 +543,7 @@ fn a_bypassing_cursor_leaves_the_cache_alone_and_a_scan_takes_free_space_only() 
     assert_eq!(fixture.cache.used_bytes(), 0);
     fixture.cache = Arc::new(BlockCache::new(64 << 10));
     let reader = fixture.open(&record).unwrap();
-    let mut cursor = reader.cursor(ReadMode::Scan);
+    let mut cursor = reader.cursor(ReadMode::Scan(None));
     cursor.seek_to_first().unwrap();
     while cursor.valid() {
         cursor.next().unwrap();

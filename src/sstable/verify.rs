@@ -24,13 +24,14 @@ pub(super) fn verify(reader: &TableReader, progress: &mut dyn FnMut(u64)) -> Res
     let mut walk = Walk { source: &reader.source, offset_bytes: HEADER_BYTES as u64, ordinal: 0, progress };
     (walk.progress)(HEADER_BYTES as u64);
     let mut found = Found::default();
-    let mut place = IndexPlace::default();
-    let mut next = reader.index.first(reader, &mut place)?;
-    while let Some(handle) = next {
-        let bound = reader.index.separator(&place);
+    let mut next = Some(IndexPlace::default());
+    while let Some(place) = next {
+        let Some(leaf) = reader.index.leaf_at(reader, place)? else { break };
+        let handle = leaf.handle(reader, place.at)?;
+        let bound = reader.index.separator(place);
         found.runs_before(&mut walk, &handle)?;
         found.block(reader, &mut walk, &handle, bound)?;
-        next = reader.index.next(reader, &mut place)?;
+        next = reader.index.next(reader, place)?;
     }
     let data = &reader.footer.data;
     if walk.offset_bytes != data.offset_bytes + data.len_bytes || walk.ordinal != data.frames {
@@ -108,8 +109,7 @@ impl Found {
     ) -> Result<()> {
         let place = walk.source.at(walk.offset_bytes);
         // Opened here and not through the reader, whose cache may hold it from before the damage.
-        let frame = walk.source.read_handle(expected, &reader.footer.data)?;
-        let block = walk.source.open_block(FrameKind::Data, expected, frame)?;
+        let block = reader.load_block(FrameKind::Data, expected)?;
         walk.offset_bytes += u64::from(expected.len_bytes);
         walk.ordinal += 1;
         (walk.progress)(u64::from(expected.len_bytes));
@@ -220,7 +220,7 @@ fn is_after(a: &(Wiped, Trailer), b: &(Wiped, Trailer)) -> bool {
 fn check_sections(reader: &TableReader, walk: &mut Walk<'_>, found: &Found) -> Result<()> {
     let footer = &reader.footer;
     each(walk, FrameKind::Filter, &footer.filter, |_, _| Ok(()))?;
-    let mut tops = reader.index.roots().iter().flat_map(|root| (0..root.len()).map(move |i| (root, i)));
+    let mut tops = reader.index.tops().flat_map(|root| (0..root.len()).map(move |i| (root, i)));
     each(walk, FrameKind::Index, &footer.index, |handle, payload| {
         if !footer.index_top.is_there() {
             return Ok(());

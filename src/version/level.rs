@@ -1,12 +1,13 @@
 //! A cursor over one sorted level: its files one after the other, each opened when the cursor reaches it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::TableFile;
+use super::{TableFile, Version};
 use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::sstable::{ReadMode, TableCursor, TableReader};
-use crate::types::Trailer;
+use crate::types::{Seq, Trailer};
 use crate::value::Value;
 
 /// How a file's reader is had: from the file itself if it is open, by opening it otherwise.
@@ -16,7 +17,7 @@ pub(crate) type OpenTable = Arc<dyn Fn(&Arc<TableFile>) -> Result<Arc<TableReade
 ///
 /// A merge over a level's files themselves would open them all and compare keys of files that never interleave.
 pub(crate) struct LevelCursor {
-    files: Vec<Arc<TableFile>>,
+    files: Files,
     open: OpenTable,
     mode: ReadMode,
     /// The file that `cursor` walks.
@@ -24,11 +25,53 @@ pub(crate) struct LevelCursor {
     cursor: Option<TableCursor>,
 }
 
+/// Files that are sorted by key and do not overlap.
+enum Files {
+    These(Vec<Arc<TableFile>>),
+    /// Those of a level of a version, from one index to another: a level may have very many, so they are not counted one by one.
+    Of(Arc<Version>, usize, Range<usize>),
+}
+
+impl Files {
+    fn get(&self, at: usize) -> Option<&Arc<TableFile>> {
+        self.all().get(at)
+    }
+
+    fn all(&self) -> &[Arc<TableFile>] {
+        match self {
+            Files::These(files) => files,
+            Files::Of(version, level, range) => version.files(*level).get(range.clone()).unwrap_or(&[]),
+        }
+    }
+
+    /// The first file whose largest key is at or after `key`.
+    fn first_reaching(&self, key: &[u8]) -> usize {
+        match self {
+            Files::Of(version, level, range) if *level > 0 => {
+                version.first_reaching(*level, key).clamp(range.start, range.end) - range.start
+            }
+            _ => self.all().partition_point(|file| *file.largest < *key),
+        }
+    }
+}
+
 impl LevelCursor {
     /// A cursor over `files`, which are sorted by key and do not overlap.
     pub(crate) fn new(files: Vec<Arc<TableFile>>, open: OpenTable, mode: ReadMode) -> LevelCursor {
         debug_assert!(files.windows(2).all(|pair| pair[0].largest < pair[1].smallest));
-        LevelCursor { files, open, mode, at: 0, cursor: None }
+        LevelCursor { files: Files::These(files), open, mode, at: 0, cursor: None }
+    }
+
+    /// A cursor over the files of `version` at `level` with these indexes; at level 0, one file.
+    pub(crate) fn of(
+        version: &Arc<Version>,
+        level: usize,
+        files: Range<usize>,
+        open: OpenTable,
+        mode: ReadMode,
+    ) -> LevelCursor {
+        debug_assert!(level > 0 || files.len() <= 1);
+        LevelCursor { files: Files::Of(version.clone(), level, files), open, mode, at: 0, cursor: None }
     }
 
     /// Open the `at`th file, or stand on nothing if there is none.
@@ -40,7 +83,7 @@ impl LevelCursor {
         if self.at != at || self.cursor.is_none() {
             // Let go of the old cursor first: if opening fails, the level cursor must not be valid.
             self.cursor = None;
-            self.cursor = Some((self.open)(file)?.cursor(self.mode));
+            self.cursor = Some((self.open)(file)?.cursor(self.mode.clone()));
             self.at = at;
         }
         Ok(self.cursor.as_mut())
@@ -76,6 +119,7 @@ impl LevelCursor {
 }
 
 impl Cursor for LevelCursor {
+    #[inline]
     fn valid(&self) -> bool {
         self.cursor.as_ref().is_some_and(|cursor| cursor.valid())
     }
@@ -88,14 +132,14 @@ impl Cursor for LevelCursor {
     }
 
     fn seek_to_last(&mut self) -> Result<()> {
-        if let Some(cursor) = self.enter(self.files.len().checked_sub(1))? {
+        if let Some(cursor) = self.enter(self.files.all().len().checked_sub(1))? {
             cursor.seek_to_last()?;
         }
         self.skip_backward()
     }
 
     fn seek(&mut self, key: &[u8], trailer: Trailer) -> Result<()> {
-        let at = self.files.partition_point(|file| *file.largest < *key);
+        let at = self.files.first_reaching(key);
         if let Some(cursor) = self.enter(Some(at))? {
             cursor.seek(key, trailer)?;
         }
@@ -104,15 +148,20 @@ impl Cursor for LevelCursor {
 
     fn seek_before(&mut self, key: &[u8], trailer: Trailer) -> Result<()> {
         // The file that begins with this very key may hold newer versions of it.
-        let at = self.files.partition_point(|file| *file.smallest <= *key);
+        let at = self.files.all().partition_point(|file| *file.smallest <= *key);
         if let Some(cursor) = self.enter(at.checked_sub(1))? {
             cursor.seek_before(key, trailer)?;
         }
         self.skip_backward()
     }
 
+    #[inline]
     fn next(&mut self) -> Result<()> {
-        self.current_mut().next()?;
+        let cursor = self.current_mut();
+        cursor.next()?;
+        if cursor.valid() {
+            return Ok(());
+        }
         self.skip_forward()
     }
 
@@ -121,6 +170,17 @@ impl Cursor for LevelCursor {
         self.skip_backward()
     }
 
+    #[inline]
+    fn plain_ahead(&self, seq: Seq, before: Option<&[u8]>) -> usize {
+        self.current().plain_ahead(seq, before)
+    }
+
+    #[inline]
+    fn next_plain(&mut self) {
+        self.current_mut().next_plain();
+    }
+
+    #[inline]
     fn key(&self) -> &[u8] {
         self.current().key()
     }
@@ -129,6 +189,7 @@ impl Cursor for LevelCursor {
         self.current().trailer()
     }
 
+    #[inline]
     fn value_ref(&self) -> Option<&[u8]> {
         self.current().value_ref()
     }

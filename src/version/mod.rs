@@ -34,6 +34,7 @@ pub(crate) mod system;
 pub(crate) mod tests;
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
@@ -241,6 +242,19 @@ impl Version {
             0 => self.levels[0].files.iter().filter(|file| file.overlaps(smallest, largest)).cloned().collect(),
             _ => self.levels.get(level).map_or_else(Vec::new, |level| level.overlapping(smallest, largest).to_vec()),
         }
+    }
+
+    /// Which files of a sorted level may hold a key from `lower`, included, to `upper`, not included; no limit where there is none.
+    pub(crate) fn between(&self, level: usize, lower: Option<&[u8]>, upper: Option<&[u8]>) -> Range<usize> {
+        let Some(level) = self.levels.get(level) else { return 0..0 };
+        let start = lower.map_or(0, |lower| level.first_reaching(key_head(lower), lower));
+        let end = upper.map_or(level.files.len(), |upper| level.files.partition_point(|file| *file.smallest < *upper));
+        start..end.max(start)
+    }
+
+    /// Index of the first file of a sorted level whose largest key is at or after `key`.
+    pub(crate) fn first_reaching(&self, level: usize, key: &[u8]) -> usize {
+        self.levels.get(level).map_or(0, |level| level.first_reaching(key_head(key), key))
     }
 
     /// Whether a level may hold a key from `smallest` to `largest`, both included.

@@ -236,7 +236,7 @@ impl World {
             let files = self.version.files(level);
             let rows = if level == 0 { files.chunks(1).collect() } else { vec![files] };
             for row in rows {
-                sources.push(Box::new(LevelCursor::new(row.to_vec(), self.open(), ReadMode::Scan)));
+                sources.push(Box::new(LevelCursor::new(row.to_vec(), self.open(), ReadMode::Scan(None))));
             }
         }
         VisibleCursor::new(MergeCursor::new(sources), at, KeyRange::default())

@@ -9,6 +9,7 @@
 //! warden     permits to renew, tables to put away; a task of its own because it asks providers (load.rs)
 //! custodian  tables whose key is refused leave memory, and the log if it must go (access.rs, park.rs)
 //! prober     asks whether refused keys are back; it too asks providers (access.rs)
+//! ahead      opens blocks ahead of scans (sstable/ahead.rs)
 //! pressure   what memtables cost, and when writers are slowed; throttle, by how much
 //! space      room on the disk: what would not fit is not begun
 //! failures   what became of jobs that failed
@@ -60,7 +61,7 @@ use crate::format::FileName;
 use crate::format::manifest::Edit;
 use crate::io::{Signal, Step, Tick};
 use crate::metrics::Metrics;
-use crate::sstable::FinishedTable;
+use crate::sstable::{FinishedTable, HelpQueue};
 use crate::types::{FileNumber, Slot};
 use crate::version::TableFile;
 
@@ -120,6 +121,8 @@ pub(crate) struct Background {
     pub(in crate::db) space: Space,
     /// Tables whose key is refused.
     pub(in crate::db) custody: Custody,
+    /// Where scans ask for blocks to be opened ahead.
+    pub(in crate::db) ahead: Arc<HelpQueue>,
     #[cfg(test)]
     pub(in crate::db) after_look: tests::AfterLook,
 }
@@ -154,6 +157,7 @@ impl Background {
             flushed_file_bytes: AtomicU64::new(0),
             space: Space::default(),
             custody: Custody::default(),
+            ahead: Arc::default(),
             #[cfg(test)]
             after_look: tests::AfterLook::default(),
         }
@@ -171,6 +175,7 @@ impl Background {
         self.quit.raise();
         self.chores.raise();
         self.custody.wake();
+        self.ahead.stop();
         self.wake();
     }
 
