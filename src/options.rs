@@ -215,6 +215,12 @@ pub struct StoreOptions {
     pub compaction_threads: usize,
     /// Sorted tables kept open for reading. Default 512, and never more than half the descriptor limit.
     pub open_tables_max: usize,
+    /// Read sorted tables through a mapping instead of with system calls. Default: no.
+    ///
+    /// A block that is not in the cache then costs no system call, which pays when most of a store lies in the operating system's page cache. What is read is copied
+    /// before it is checked, as always. What it costs: a file that somebody cuts while it is open, or a medium that cannot be read, ends the
+    /// process with `SIGBUS`, where otherwise a call fails with [`Error::Tampered`](crate::Error::Tampered) or [`Error::Io`](crate::Error::Io).
+    pub map_tables: bool,
     /// How fast the rest of a table is written anew after its key was rotated, in bytes per second of what is read, all tables together. It
     /// gives way to compaction in any case. Default 256 MiB.
     pub rotation_bytes_per_sec: u64,
@@ -246,6 +252,7 @@ impl Default for StoreOptions {
             level_zero_stop_files: 24,
             compaction_threads: 1,
             open_tables_max: 512,
+            map_tables: false,
             rotation_bytes_per_sec: 256 << 20,
             key_changes_per_day: None,
             permit: Duration::from_secs(300),

@@ -495,7 +495,7 @@ impl Opening {
         let engine = Arc::new(Engine {
             store: state.store.store,
             tick: TickCell::new(keys.advance()),
-            readers: Arc::new(Readers::new(self.dir.clone(), options.cache_bytes, options.open_tables_max)),
+            readers: Arc::new(Readers::new(self.dir.clone(), &options)),
             meters: self.dir.meters().clone(),
             opened: env.clock.tick(),
             dir: self.dir.clone(),

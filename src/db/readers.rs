@@ -10,6 +10,7 @@ use crate::format::FileName;
 use crate::format::manifest::FileRecord;
 use crate::io::directory::Directory;
 use crate::keys::KeySet;
+use crate::options::StoreOptions;
 use crate::sstable::{self, BlockCache, TableReader, TableSettings};
 use crate::types::{FileNumber, Generation, Slot};
 use crate::version::{OpenTable, TableFile};
@@ -19,6 +20,7 @@ pub(crate) struct Readers {
     dir: Arc<Directory>,
     cache: Arc<BlockCache>,
     open_max: usize,
+    mapped: bool,
     state: Mutex<State>,
 }
 
@@ -34,9 +36,10 @@ struct State {
 }
 
 impl Readers {
-    pub(crate) fn new(dir: Arc<Directory>, cache_bytes: usize, open_max: usize) -> Readers {
-        let cache = BlockCache::new(cache_bytes).counting(dir.meters().clone());
-        Readers { dir, cache: Arc::new(cache), open_max, state: Mutex::default() }
+    pub(crate) fn new(dir: Arc<Directory>, options: &StoreOptions) -> Readers {
+        let (open_max, mapped) = (options.open_tables_max, options.map_tables);
+        let cache = BlockCache::new(options.cache_bytes).counting(dir.meters().clone());
+        Readers { dir, cache: Arc::new(cache), open_max, mapped, state: Mutex::default() }
     }
 
     /// The file that the manifest describes so, with its bounds opened.
@@ -80,7 +83,8 @@ impl Readers {
         let record = &file.record;
         let name = FileName::Table(record.number).path();
         let key = key_of(record, keys)?;
-        let reader = TableReader::open(self.dir.open(&name)?, &name, key, record, settings, self.cache.clone())?;
+        let data = if self.mapped { self.dir.open_mapped(&name)? } else { self.dir.open(&name)? };
+        let reader = TableReader::open(data, &name, key, record, settings, self.cache.clone())?;
         file.set_reader(Some(reader.clone()));
         let mut state = self.state.lock();
         state.open.push_back(Arc::downgrade(file));

@@ -655,8 +655,7 @@ impl FileOpener {
         head.check_crc(&frame, place)?;
         let aad = associated_data(kind, false, head.body_len, ordinal);
         let frame_len = frame.len();
-        let sealed =
-            frame.window(FRAME_HEAD_BYTES..frame_len).ok_or_else(|| place.bit_rot("the frame is cut off"))?;
+        let sealed = frame.window(FRAME_HEAD_BYTES..frame_len).ok_or_else(|| place.bit_rot("the frame is cut off"))?;
         let body = self
             .key
             .open_body(ordinal, &aad, sealed)

@@ -69,6 +69,11 @@ impl Directory {
         self.vfs.open(&self.path(name)).map_err(|error| refused("open", name, error))
     }
 
+    /// As [`open`](Directory::open), to be read through a mapping.
+    pub(crate) fn open_mapped(&self, name: &str) -> Result<Arc<dyn File>> {
+        self.vfs.open_mapped(&self.path(name)).map_err(|error| refused("open", name, error))
+    }
+
     /// All bytes of a file that may have at most `len_max` of them; [`Error::LimitExceeded`] otherwise.
     pub(crate) fn read(&self, name: &str, len_max: u64) -> Result<Vec<u8>> {
         let file = self.open(name)?;

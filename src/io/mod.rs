@@ -75,6 +75,11 @@ pub trait Vfs: Send + Sync + Debug {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// Open an existing file for reading.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// As [`open`](Vfs::open), for a file that will not change any more and is read through a mapping if there is such a thing here: without a system call, but a
+    /// file that is cut, or a disk that cannot read, then ends the process with `SIGBUS` instead of giving an error.
+    fn open_mapped(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        self.open(path)
+    }
     /// Open an existing file for reading and writing: only to overwrite a key file that is shredded.
     fn open_to_erase(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// Take the lock file at `path`, which is created if missing, for as long as the result lives.

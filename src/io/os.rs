@@ -12,7 +12,7 @@
 //! A path that ends in a slash names what lies behind a link of that name; the engine makes none.
 //!
 //! Why there is `unsafe` here: some facilities have no safe wrapper. `sync_file_range` (a hint to begin
-//! write-back), `MADV_WIPEONFORK` with an atomic in the page it wipes ([`TickCell`]), memory that is locked and
+//! write-back), reads that copy out of a mapping ([`MappedFile`]), `MADV_WIPEONFORK` with an atomic in the page it wipes ([`TickCell`]), memory that is locked and
 //! kept out of core dumps (`pages`), and registers that held keys (`registers`).
 #![allow(unsafe_code)]
 #![allow(
@@ -80,6 +80,16 @@ impl Vfs for OsVfs {
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         Ok(Arc::new(OpenFile(open_regular(path, OFlags::RDONLY)?)))
+    }
+
+    fn open_mapped(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let file = open_regular(path, OFlags::RDONLY)?;
+        if file.metadata()?.len() == 0 {
+            // What is empty cannot be mapped.
+            return Ok(Arc::new(OpenFile(file)));
+        }
+        let map = memmap2::MmapOptions::new().map_raw_read_only(&file)?;
+        Ok(Arc::new(MappedFile { file: OpenFile(file), map }))
     }
 
     fn open_to_erase(&self, path: &Path) -> io::Result<Arc<dyn File>> {
@@ -313,6 +323,57 @@ impl File for OpenFile {
         }
         #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
         let _ = (offset_bytes, NonZeroU64::new(len_bytes));
+    }
+}
+
+/// An open regular file that is read through a mapping.
+///
+/// Every read copies, once, into memory of ours, and nothing else looks into the mapping: so nobody can change bytes between the check of their
+/// tag and their use, and no plaintext ever lies in a mapping. There is no reference into it either, since the bytes
+/// may change under us if somebody writes to the file; what was copied then does not open.
+#[derive(Debug)]
+struct MappedFile {
+    file: OpenFile,
+    map: memmap2::MmapRaw,
+}
+
+impl File for MappedFile {
+    fn read_exact_at(&self, buffer: &mut [u8], offset_bytes: u64) -> io::Result<()> {
+        let from = usize::try_from(offset_bytes).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        if from.checked_add(buffer.len()).is_none_or(|end| end > self.map.len()) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // SAFETY: source and destination are valid for `buffer.len()` bytes: the range was just compared with the mapping's length, and the mapping lives as
+        // long as `self`. They do not overlap, because `buffer` is exclusively borrowed memory and the mapping hands out none. Bytes may have
+        // any value. If the file was cut meanwhile, the kernel ends the process, as the setting's documentation says.
+        unsafe { std::ptr::copy_nonoverlapping(self.map.as_ptr().add(from), buffer.as_mut_ptr(), buffer.len()) };
+        Ok(())
+    }
+
+    fn write_all_at(&self, _bytes: &[u8], _offset_bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        self.file.len_bytes()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync()
+    }
+
+    fn reserve(&self, _len_bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn cut(&self, _len_bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn begin_write_back(&self, _offset_bytes: u64, _len_bytes: u64) {}
+
+    fn will_read(&self, offset_bytes: u64, len_bytes: u64) {
+        self.file.will_read(offset_bytes, len_bytes);
     }
 }
 

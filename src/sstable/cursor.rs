@@ -259,7 +259,9 @@ impl Cursor for TableCursor {
         let Some(block) = &self.block else { return Ok(Value::copied(&[])) };
         let handle = || match self.reader.index.leaf_at(&self.reader, self.place)? {
             Some(leaf) => leaf.handle(&self.reader, self.place.at),
-            None => Err(self.reader.source.at(self.reader.footer.data.offset_bytes).tampered("an index without this block")),
+            None => {
+                Err(self.reader.source.at(self.reader.footer.data.offset_bytes).tampered("an index without this block"))
+            }
         };
         match found_at(block, self.at) {
             Found::Value(value) => Ok(value),
@@ -267,4 +269,3 @@ impl Cursor for TableCursor {
         }
     }
 }
-

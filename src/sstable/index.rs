@@ -95,7 +95,12 @@ impl Index {
     /// The place of the data block in which the first entry at or after (`key`, `trailer`) lies, if `key` is not behind the last one. The
     /// entry can be the next block's first one, but then it is of another key.
     #[inline]
-    pub(super) fn find(&self, reader: &TableReader, key: &[u8], trailer: Trailer) -> Result<Option<(&Leaf, IndexPlace)>> {
+    pub(super) fn find(
+        &self,
+        reader: &TableReader,
+        key: &[u8],
+        trailer: Trailer,
+    ) -> Result<Option<(&Leaf, IndexPlace)>> {
         let Some(number) = self.find_leaf(key, trailer) else { return Ok(None) };
         let Some(leaf) = self.leaf(reader, number)? else { return Ok(None) };
         let at = leaf.block.lower_bound(key, trailer);

@@ -40,7 +40,7 @@ mod index;
 mod verify;
 mod writer;
 
-pub(crate) use ahead::{HelpQueue, Helper, AheadTask};
+pub(crate) use ahead::{AheadTask, HelpQueue, Helper};
 pub(crate) use cache::BlockCache;
 pub(crate) use cursor::{ReadMode, TableCursor};
 pub(crate) use writer::{FinishedTable, TableWriter};
@@ -134,12 +134,12 @@ impl TableReader {
         hash: u64,
         seq: Seq,
     ) -> Result<Option<(Trailer, Value)>> {
-        let Some(filter) = &self.filter else { return self.find(key, seq) };
+        let Some(filter) = &self.filter else { return self.find(tally, key, seq) };
         if !filter.may_hold(hash) {
             tally.add(Count::FilterUseful, 1);
             return Ok(None);
         }
-        let found = self.find(key, seq)?;
+        let found = self.find(tally, key, seq)?;
         tally.add(if found.is_some() { Count::FilterPassed } else { Count::FilterFalse }, 1);
         Ok(found)
     }
@@ -150,7 +150,7 @@ impl TableReader {
         self.source.meters.tally(|tally| self.get_counted(tally, key, hash, seq))
     }
 
-    fn find(&self, key: &[u8], seq: Seq) -> Result<Option<(Trailer, Value)>> {
+    fn find(&self, tally: &Tally, key: &[u8], seq: Seq) -> Result<Option<(Trailer, Value)>> {
         let target = Trailer::seek(seq);
         let Some((leaf, place)) = self.index.find(self, key, target)? else { return Ok(None) };
         let found = match &*leaf.slots.look(place.at) {
@@ -159,11 +159,11 @@ impl TableReader {
         };
         let found = match found {
             Some(found) => {
-                self.source.meters.count(Count::CacheHits, 1);
+                tally.add(Count::CacheHits, 1);
                 found
             }
             None => {
-                self.source.meters.count(Count::CacheMisses, 1);
+                tally.add(Count::CacheMisses, 1);
                 let block = self.load_block(FrameKind::Data, &leaf.handle(self, place.at)?)?;
                 look_up(&leaf.slots.keep(place.at, block, Keep::Always), key, target)
             }
@@ -413,7 +413,8 @@ impl Source {
     fn open_block(&self, kind: FrameKind, handle: &Handle, frame: Wiped, cache: &BlockCache) -> Result<Block> {
         let (place, len) = (self.at(handle.offset_bytes), frame.len());
         self.meters.opened(FileKind::Table, 1, len as u64);
-        let (payload, used) = self.opener.open_frame_from(kind, handle.ordinal, frame, |len| cache.room(len), &place)?;
+        let (payload, used) =
+            self.opener.open_frame_from(kind, handle.ordinal, frame, |len| cache.room(len), &place)?;
         cache.give_back(used, len);
         Block::parse(payload, &place)
     }

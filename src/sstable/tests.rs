@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::path::Path;
 
 use proptest::collection::{btree_map, vec};
@@ -8,10 +9,10 @@ use super::*;
 use crate::crypto::{Salt, Secret};
 use crate::cursor::Cursor;
 use crate::format::table::{RUN_CHUNK_BYTES, hash};
-use crate::io::Vfs;
 use crate::io::fault::{FaultVfs, Rule};
 use crate::io::mem::MemVfs;
 use crate::io::sim::SeededEntropy;
+use crate::io::{Task, Vfs};
 use crate::types::{FileNumber, Generation, StoreId, VALUE_INLINE_BYTES_MAX};
 
 /// Entries in the engine's order.
@@ -550,6 +551,162 @@ fn a_bypassing_cursor_leaves_the_cache_alone_and_a_scan_takes_free_space_only() 
     }
     let used = fixture.cache.used_bytes();
     assert!(used > 0 && used <= 64 << 10);
+}
+
+#[test]
+fn purging_a_table_leaves_the_blocks_of_others() {
+    // A failure would make every compaction and every table that is put away cost all others their cache.
+    let fixture = Fixture::new(256, Compression::Lz4);
+    let entries = small();
+    let readers = [1, 2].map(|number| fixture.open(&fixture.write(number, &entries).record).unwrap());
+    let touch = |reader: &Arc<TableReader>| {
+        entries.iter().for_each(|(key, ..)| drop(fixture.get(reader, key, 400).unwrap()));
+        fixture.cache.used_bytes()
+    };
+    let one = touch(&readers[0]);
+    assert_eq!(touch(&readers[1]), 2 * one);
+    readers[0].purge();
+    assert_eq!(fixture.cache.used_bytes(), one);
+    let misses = || fixture.cache.meters().metrics().cache.misses;
+    let before = misses();
+    touch(&readers[1]);
+    assert_eq!(misses(), before, "the other table's blocks are all there");
+}
+
+#[test]
+fn blocks_in_memory_stay_within_the_room_whatever_is_read_and_held() {
+    // A failure would let a store outgrow the memory that its opener gave it.
+    let mut fixture = Fixture::new(1024, Compression::Lz4);
+    let room = 64 << 10;
+    fixture.cache = Arc::new(BlockCache::new(room));
+    let entries: Entries = (0..4000u32).map(|i| put(&i.to_be_bytes(), 1, &[i as u8; 300])).collect();
+    let reader = fixture.open(&fixture.write(1, &entries).record).unwrap();
+    let mut scan = reader.cursor(ReadMode::Scan(None));
+    scan.seek_to_first().unwrap();
+    let mut held = VecDeque::new();
+    for i in 0..20_000u64 {
+        let i = i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        let key = ((i % 4000) as u32).to_be_bytes();
+        // A value of 300 bytes holds its block: twenty of them are a third of the room.
+        held.push_back(fixture.get(&reader, &key, 9).unwrap().unwrap().1);
+        if held.len() > 20 {
+            held.pop_front();
+        }
+        if scan.valid() {
+            scan.next().unwrap();
+        }
+        // The block that is being handed out may be one too many for the moment.
+        let used = fixture.cache.used_bytes() as usize;
+        assert!(used <= room + (2 << 10), "{used} bytes in use");
+        assert!(fixture.cache.kept_bytes() <= fixture.cache.used_bytes());
+    }
+    assert!(fixture.cache.used_bytes() as usize > room / 2, "the room is used");
+    drop((held, scan, reader));
+    assert_eq!(fixture.cache.used_bytes(), 0);
+}
+
+#[test]
+fn what_is_used_often_stays_while_a_row_of_blocks_is_read_once() {
+    // A failure would let one pass over a large table slow down everybody else's reads.
+    let mut fixture = Fixture::new(1024, Compression::None);
+    fixture.cache = Arc::new(BlockCache::new(64 << 10));
+    let entries: Entries = (0..4000u32).map(|i| put(&i.to_be_bytes(), 1, &[i as u8; 300])).collect();
+    let reader = fixture.open(&fixture.write(1, &entries).record).unwrap();
+    let get = |i: u32| drop(fixture.get(&reader, &i.to_be_bytes(), 9).unwrap());
+    let misses = || fixture.cache.meters().metrics().cache.misses;
+    // Some twenty blocks that are read again and again, then hundreds that are read once.
+    (0..5).for_each(|_| (0..60).for_each(get));
+    for i in (100..4000).step_by(3) {
+        get(i);
+        get(i % 60);
+    }
+    let before = misses();
+    (0..60).for_each(get);
+    assert!(misses() - before <= 4, "{} of twenty blocks were pushed out", misses() - before);
+}
+
+#[test]
+fn what_a_helper_opens_ahead_changes_nothing_that_a_cursor_gives() {
+    // A failure would give another entry than the one that stands there, or miss one.
+    let mut fixture = Fixture::new(512, Compression::Lz4);
+    let noise = |i: u32| i.wrapping_mul(0x9e37_79b9).to_le_bytes().repeat(40);
+    let entries: Entries = (0..6000u32).map(|i| put(&i.to_be_bytes(), 1, &noise(i))).collect();
+    let record = fixture.write(1, &entries).record;
+    let mut helped = 0;
+    for seed in 0..24u64 {
+        fixture.cache = Arc::new(BlockCache::new([0, 40 << 10, 4 << 20][seed as usize % 3]));
+        let reader = fixture.open(&record).unwrap();
+        let queue = Arc::new(HelpQueue::default());
+        let clock = Arc::new(crate::io::sim::SimClock::new());
+        let mut task = AheadTask::new(queue.clone(), clock);
+        let may_read = std::sync::atomic::AtomicBool::new(true);
+        let asked = Arc::new((may_read, std::sync::atomic::AtomicUsize::new(0)));
+        let may_read = {
+            let asked = asked.clone();
+            Box::new(move || {
+                asked.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                asked.0.load(std::sync::atomic::Ordering::Relaxed)
+            })
+        };
+        let mut cursor = reader.cursor(ReadMode::Scan(Some(Arc::new(Helper { queue, may_read }))));
+        let mut state = seed;
+        let mut roll = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for _ in 0..30 {
+            let start = roll(6000) as usize;
+            let first = if roll(2) == 0 { Move::SeekEntry(start) } else { Move::SeekBeforeEntry(start) };
+            walk(&entries, &mut cursor, &[first]).unwrap();
+            let mut at = cursor.valid().then(|| u32::from_be_bytes(cursor.key().try_into().unwrap()) as usize);
+            let forward = roll(3) > 0;
+            for _ in 0..roll(1500) {
+                let Some(here) = at else { break };
+                if forward {
+                    cursor.next().unwrap()
+                } else {
+                    cursor.prev().unwrap()
+                };
+                at = if forward { Some(here + 1).filter(|at| *at < entries.len()) } else { here.checked_sub(1) };
+                assert_eq!(cursor.valid(), at.is_some());
+                if let Some(at) = at {
+                    assert_eq!((cursor.key(), cursor.value_ref().unwrap()), (&*entries[at].0, &*entries[at].2));
+                }
+                if roll(9) == 0 {
+                    (0..roll(4)).for_each(|_| drop(task.step()));
+                }
+            }
+            asked.0.store(roll(8) > 0, std::sync::atomic::Ordering::Relaxed);
+        }
+        helped += asked.1.load(std::sync::atomic::Ordering::Relaxed);
+        drop((cursor, reader));
+        (0..1000).for_each(|_| drop(task.step()));
+        assert_eq!(fixture.cache.used_bytes(), 0, "nothing is left of what was opened ahead");
+    }
+    assert!(helped > 1000, "the helper was asked {helped} times");
+}
+
+#[test]
+fn a_helper_opens_nothing_for_who_may_not_read_any_more_or_is_gone() {
+    // A failure would bring plaintext into memory that nobody may have.
+    let fixture = Fixture::new(512, Compression::None);
+    let entries: Entries = (0..6000u32).map(|i| put(&i.to_be_bytes(), 1, &[i as u8; 100])).collect();
+    let record = fixture.write(1, &entries).record;
+    for (may, gone, opens) in [(true, false, true), (false, false, false), (true, true, false)] {
+        let reader = fixture.open(&record).unwrap();
+        let queue = Arc::new(HelpQueue::default());
+        let mut task = AheadTask::new(queue.clone(), Arc::new(crate::io::sim::SimClock::new()));
+        let may_read = Box::new(move || may);
+        let mut cursor = reader.cursor(ReadMode::Scan(Some(Arc::new(Helper { queue, may_read }))));
+        cursor.seek_to_first().unwrap();
+        (0..3000).for_each(|_| cursor.next().unwrap());
+        if gone {
+            drop(cursor);
+        }
+        let before = fixture.cache.used_bytes();
+        (0..5).for_each(|_| drop(task.step()));
+        assert_eq!(fixture.cache.used_bytes() > before, opens, "may read: {may}, gone: {gone}");
+    }
 }
 
 #[test]

@@ -29,6 +29,7 @@ mod metrics;
 mod model;
 mod permits;
 mod pressure;
+mod reads;
 mod rekey_faults;
 mod rotate;
 mod sessions;

@@ -280,6 +280,37 @@ fn a_tick_cell_reads_what_was_stored_and_never_zero() {
     }
 }
 
+/// Reads through a mapping that differ from others would make good tables look damaged, or damaged ones good.
+#[test]
+#[cfg_attr(miri, ignore = "Miri maps no files")]
+fn a_mapping_gives_the_bytes_and_the_ends_that_reads_give() {
+    let (_directory, vfs, root) = world();
+    let (path, empty) = (root.join("data"), root.join("empty"));
+    let bytes: Vec<u8> = (0..10_000_u32).map(|i| (i * i >> 3) as u8).collect();
+    vfs.create(&path).unwrap().write_all_at(&bytes, 0).unwrap();
+    vfs.create(&empty).unwrap();
+    let (read, mapped) = (vfs.open(&path).unwrap(), vfs.open_mapped(&path).unwrap());
+    assert_eq!(mapped.len_bytes().unwrap(), 10_000);
+    for (offset, len) in
+        [(0, 0), (0, 10_000), (1, 4096), (9_999, 1), (10_000, 0), (9_999, 2), (10_000, 1), (u64::MAX, 1)]
+    {
+        let (mut one, mut other) = (vec![0; len], vec![0; len]);
+        let outcomes = (read.read_exact_at(&mut one, offset), mapped.read_exact_at(&mut other, offset));
+        // A read from behind what an offset can be is refused in another way.
+        assert_eq!(outcomes.0.is_ok(), outcomes.1.is_ok(), "{len} bytes at {offset}");
+        if outcomes.0.is_ok() {
+            assert_eq!(one, other);
+        } else if offset < u64::MAX {
+            assert_eq!(outcomes.0.unwrap_err().kind(), outcomes.1.unwrap_err().kind());
+        }
+    }
+    assert!(mapped.write_all_at(b"x", 0).is_err());
+    let empty = vfs.open_mapped(&empty).unwrap();
+    assert_eq!(empty.read_exact_at(&mut [0], 0).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    std::os::unix::fs::symlink(&path, root.join("link")).unwrap();
+    assert_eq!(vfs.open_mapped(&root.join("link")).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+}
+
 unsafe extern "C" {
     fn fork() -> std::ffi::c_int;
     fn _exit(status: std::ffi::c_int) -> !;
