@@ -9,11 +9,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use strongroom::inspect::Inspection;
+use strongroom::io::Clock;
 use strongroom::io::mem::{Loss, MemVfs};
 use strongroom::options::Durability;
-use strongroom::{Error, ErrorKind, Store};
+use strongroom::{Error, ErrorKind, MasterKey, Store};
 
 use crate::world::{Contents, DIR, Dice, Row, World, closed_world, contents, small_store, tiny_table};
 
@@ -132,7 +134,7 @@ fn is_key_file(path: &Path) -> bool {
 }
 
 fn is_journal(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "wal" || extension == "manifest")
+    path.extension().is_some_and(|extension| extension == "wal" || extension == "manifest" || extension == "log")
 }
 
 /// A changed copy of a disk.
@@ -268,47 +270,60 @@ fn two_copies_of_a_store_never_use_one_key_and_nonce_twice() {
 fn frames_moved_repeated_or_left_out_within_a_file_do_not_open() {
     // Rule 3. A failure means that somebody without the key rearranges data, and it is read as if it were in order.
     let world = closed_world(1);
-    let expected = contents_of(&world);
+    let paths: Vec<PathBuf> = files(&world.sim.vfs).into_iter().filter(|path| !is_key_file(path)).collect();
+    let tried = rearrange(&world, &paths);
+    assert!(tried > 40, "only {tried} frames");
+}
+
+/// Leave each frame of these files out, repeat it, exchange it with the next ones; how many there are.
+fn rearrange(world: &World, paths: &[PathBuf]) -> usize {
+    let expected = contents_of(world);
     let disk = &world.sim.vfs;
     let mut tried = 0;
-    for path in files(disk).into_iter().filter(|path| !is_key_file(path)) {
-        let bytes = disk.read(&path).unwrap();
-        let frames = frames(&path, &bytes);
+    for path in paths {
+        let bytes = disk.read(path).unwrap();
+        let frames = frames(path, &bytes);
         let part = |range: &Range<usize>| &bytes[range.clone()];
         let with = |order: Vec<usize>| {
             let mut file = bytes[..HEADER_BYTES].to_vec();
             order.iter().for_each(|&index| file.extend_from_slice(part(&frames[index])));
-            changed(disk, &path, |bytes| *bytes = file)
+            changed(disk, path, |bytes| *bytes = file)
         };
         for i in 0..frames.len() {
             let what = |change: &str| format!("{}: frame {i} of {} {change}", path.display(), frames.len());
             let all = || (0..frames.len()).collect::<Vec<_>>();
             let mut left_out = all();
             left_out.remove(i);
-            noticed(&world, with(left_out), &expected, &what("left out"));
+            noticed(world, with(left_out), &expected, &what("left out"));
             let mut repeated = all();
             repeated.insert(i, i);
-            noticed(&world, with(repeated), &expected, &what("repeated"));
+            noticed(world, with(repeated), &expected, &what("repeated"));
             for j in i + 1..frames.len().min(i + 4) {
                 let mut swapped = all();
                 swapped.swap(i, j);
-                noticed(&world, with(swapped), &expected, &what(&format!("exchanged with frame {j}")));
+                noticed(world, with(swapped), &expected, &what(&format!("exchanged with frame {j}")));
             }
             tried += 1;
         }
     }
-    assert!(tried > 40, "only {tried} frames");
+    tried
 }
 
 #[test]
 fn frames_moved_between_files_do_not_open() {
     // Rule 3. A failure means that blocks of one table can be shown as another's, or old ones as new ones.
     let world = closed_world(1);
-    let expected = contents_of(&world);
+    let tried = transplant(&world, &files(&world.sim.vfs));
+    assert!(tried > 20, "only {tried} frames");
+}
+
+/// Put frames of every other file in the place of those of these files; how many.
+fn transplant(world: &World, paths: &[PathBuf]) -> usize {
+    let expected = contents_of(world);
     let disk = &world.sim.vfs;
     let all = files(disk);
     let mut tried = 0;
-    for path in all.iter().filter(|path| !is_key_file(path)) {
+    for path in paths.iter().filter(|path| !is_key_file(path)) {
         let bytes = disk.read(path).unwrap();
         for other in
             all.iter().filter(|other| *other != path && is_journal(other) == is_journal(path) && !is_key_file(other))
@@ -319,7 +334,7 @@ fn frames_moved_between_files_do_not_open() {
                     drop(bytes.splice(own.clone(), others[foreign.clone()].iter().copied()))
                 });
                 noticed(
-                    &world,
+                    world,
                     planted,
                     &expected,
                     &format!("{}: frame at {} from {}", path.display(), own.start, other.display()),
@@ -328,27 +343,32 @@ fn frames_moved_between_files_do_not_open() {
             }
         }
     }
-    assert!(tried > 20, "only {tried} frames");
+    tried
 }
 
 #[test]
 fn files_exchanged_within_a_store_do_not_open() {
     // Rule 3. A failure means that one tenant is shown another tenant's table.
     let world = closed_world(1);
-    let expected = contents_of(&world);
+    exchange(&world, &["sst", "keys", "wal", "manifest"]);
+}
+
+/// Exchange the files of each of these folders with each other.
+fn exchange(world: &World, folders: &[&str]) {
+    let expected = contents_of(world);
     let disk = &world.sim.vfs;
-    for folder in ["sst", "keys", "wal", "manifest"] {
+    for folder in folders {
         let files = files_in(disk, folder);
         for (i, one) in files.iter().enumerate() {
             for other in &files[i + 1..] {
                 let what = format!("{} and {}", one.display(), other.display());
                 let swapped = changed(disk, one, |bytes| *bytes = disk.read(other).unwrap());
                 swapped.plant(other, &disk.read(one).unwrap()).unwrap();
-                refused(&world, swapped, &expected, &format!("{what} exchanged"));
+                refused(world, swapped, &expected, &format!("{what} exchanged"));
                 let copied = changed(disk, one, |bytes| *bytes = disk.read(other).unwrap());
-                refused(&world, copied, &expected, &format!("{what}: the second in place of the first"));
+                refused(world, copied, &expected, &format!("{what}: the second in place of the first"));
                 let copied = changed(disk, other, |bytes| *bytes = disk.read(one).unwrap());
-                refused(&world, copied, &expected, &format!("{what}: the first in place of the second"));
+                refused(world, copied, &expected, &format!("{what}: the first in place of the second"));
             }
         }
     }
@@ -435,34 +455,39 @@ fn an_older_file_put_back_is_refused() {
 fn files_cut_off_or_extended_after_a_clean_close_are_refused() {
     // Rule 3. A failure means that the newest data can be cut off, and the store looks complete.
     let world = closed_world(1);
-    let expected = contents_of(&world);
+    cut_and_extend(&world, &files(&world.sim.vfs));
+}
+
+/// Cut these files off at many lengths, and put things behind them.
+fn cut_and_extend(world: &World, paths: &[PathBuf]) {
+    let expected = contents_of(world);
     let disk = &world.sim.vfs;
     let mut dice = Dice::new(1);
-    for path in files(disk) {
-        let bytes = disk.read(&path).unwrap();
+    for path in paths {
+        let bytes = disk.read(path).unwrap();
         let mut lengths: Vec<usize> = (0..48).map(|_| dice.below(bytes.len())).collect();
         lengths.extend([0, 1, HEADER_BYTES - 1, HEADER_BYTES, bytes.len() - 1, bytes.len() - 16, bytes.len() / 2]);
-        if !is_key_file(&path) {
-            lengths.extend(frames(&path, &bytes).into_iter().map(|frame| frame.start));
+        if !is_key_file(path) {
+            lengths.extend(frames(path, &bytes).into_iter().map(|frame| frame.start));
         }
         for len in lengths {
             let what = format!("{} cut to {len} of {} bytes", path.display(), bytes.len());
-            let cut = changed(disk, &path, |bytes| bytes.truncate(len));
-            let zeroed = changed(disk, &path, |bytes| bytes[len..].fill(0));
+            let cut = changed(disk, path, |bytes| bytes.truncate(len));
+            let zeroed = changed(disk, path, |bytes| bytes[len..].fill(0));
             // A key file stands there twice, so that one lost half costs nothing but a report.
-            if is_key_file(&path) {
-                noticed(&world, cut, &expected, &what);
-                noticed(&world, zeroed, &expected, &format!("{what}, zeros behind"));
+            if is_key_file(path) {
+                noticed(world, cut, &expected, &what);
+                noticed(world, zeroed, &expected, &format!("{what}, zeros behind"));
             } else {
-                refused(&world, cut, &expected, &what);
-                noticed(&world, zeroed, &expected, &format!("{what}, zeros behind"));
+                refused(world, cut, &expected, &what);
+                noticed(world, zeroed, &expected, &format!("{what}, zeros behind"));
             }
         }
         for (what, more) in
             [("a zero", vec![0]), ("zeros", vec![0; 4096]), ("itself", bytes.clone()), ("noise", dice.bytes(100))]
         {
-            let extended = changed(disk, &path, |bytes| bytes.extend_from_slice(&more));
-            noticed(&world, extended, &expected, &format!("{what} behind {}", path.display()));
+            let extended = changed(disk, path, |bytes| bytes.extend_from_slice(&more));
+            noticed(world, extended, &expected, &format!("{what} behind {}", path.display()));
         }
     }
 }
@@ -584,27 +609,33 @@ fn sweep(
 fn no_turned_bit_of_a_closed_store_goes_unnoticed() {
     // Rule 4. A failure means that a failing disk changes what is read, and nobody is told.
     let world = closed_world(1);
-    let expected = contents_of(&world);
+    let turned = turn_bits(&world, &files(&world.sim.vfs), 1);
+    assert!(turned > 10_000, "only {turned} bits");
+}
+
+/// Turn all bits of heads and ends of these files, and one of every so many bytes between; how many.
+fn turn_bits(world: &World, paths: &[PathBuf], every: usize) -> usize {
+    let expected = contents_of(world);
     let disk = world.sim.vfs.copy();
     let mut dice = Dice::new(3);
     let mut flips = Vec::new();
-    for path in files(&disk) {
-        let len = disk.read(&path).unwrap().len();
+    for path in paths {
+        let len = disk.read(path).unwrap().len();
         for offset in 0..len {
             // Headers and footers in full, a random bit of every other byte.
             if offset < HEADER_BYTES || offset + 48 > len {
                 flips.extend((0..8).map(|bit| (path.clone(), offset, bit)));
-            } else {
+            } else if offset.is_multiple_of(every) {
                 flips.push((path.clone(), offset, dice.below(8) as u8));
             }
         }
     }
     let equals =
         |_: &PathBuf, _, found: &Contents| if *found == expected { Ok(()) } else { Err(difference(found, &expected)) };
-    let silent = sweep(&world, &disk, &flips, &equals);
+    let silent = sweep(world, &disk, &flips, &equals);
     println!("{} bits turned", flips.len());
-    assert!(flips.len() > 10_000, "only {} bits", flips.len());
     assert!(silent.is_empty(), "{} of {}: {:#?}", silent.len(), flips.len(), &silent[..silent.len().min(20)]);
+    flips.len()
 }
 
 #[test]
@@ -754,4 +785,65 @@ fn a_key_file_with_one_good_copy_opens_and_says_so() {
         let error = refused(&world, broken, &expected, "both copies");
         assert_eq!(error.kind(), ErrorKind::BitRot, "{error}");
     }
+}
+
+/// A store with files of parked sections of two tables whose key was refused for a while, closed cleanly. The key is back.
+fn parked_world(seed: u64) -> World {
+    let world = World::new(seed);
+    world.kms.create_key(Some("alias/tenants"), "").unwrap();
+    let store = world.create();
+    let tenants = |number| tiny_table(number).master_key(MasterKey::customer("alias/tenants"));
+    let refused = [store.create_table("one", tenants(0)).unwrap(), store.create_table("two", tenants(1)).unwrap()];
+    let other = store.create_table("other", tiny_table(0)).unwrap();
+    for number in 0..12 {
+        for table in &refused {
+            table.put(format!("key {number:02}"), format!("value {number}")).unwrap();
+        }
+    }
+    world.kms.disable("alias/tenants").unwrap();
+    let pass = |total: Duration| {
+        let end = world.sim.clock.tick().after(total);
+        while world.sim.clock.tick() < end {
+            world.sim.clock.advance(Duration::from_millis(250));
+            world.sim.scheduler.run_until_idle();
+        }
+    };
+    pass(Duration::from_secs(301));
+    for table in &refused {
+        table.get("key 00").unwrap_err();
+    }
+    for round in 0..12 {
+        for number in 0..100 {
+            other.put(format!("{number:03}"), format!("{round} {number} {}", "x".repeat(40))).unwrap();
+        }
+        pass(Duration::from_secs(1));
+    }
+    drop((refused, other));
+    store.close().unwrap();
+    world.kms.enable("alias/tenants").unwrap();
+    world
+}
+
+#[test]
+fn parked_sections_that_were_moved_cut_exchanged_or_changed_do_not_open() {
+    // Rules 3 and 4. A failure means that who can write the directory while a tenant's key is away decides what the tenant finds when it is back.
+    let world = parked_world(40);
+    let disk = &world.sim.vfs;
+    let parked = files_in(disk, "parked");
+    assert!(parked.len() >= 2, "{parked:?}");
+    for path in &parked {
+        let bytes = disk.read(path).unwrap();
+        assert_eq!(frames(path, &bytes).last().unwrap().end, bytes.len(), "{}", path.display());
+    }
+    assert_eq!(contents_of(&world)["one"].1.len(), 12);
+    assert!(damages(&world, disk.copy()).is_empty() && rot(disk.copy()).is_empty());
+
+    let tried = rearrange(&world, &parked);
+    assert!(tried > 20, "only {tried} frames");
+    let tried = transplant(&world, &parked);
+    assert!(tried > 20, "only {tried} frames");
+    exchange(&world, &["parked"]);
+    cut_and_extend(&world, &parked);
+    let turned = turn_bits(&world, &parked, 3);
+    assert!(turned > 3_000, "only {turned} bits");
 }
