@@ -24,6 +24,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use self::histogram::Distribution;
@@ -38,15 +39,35 @@ pub(crate) use self::histogram::Histogram;
 use crate::error::{ProviderClass, ProviderError};
 use crate::types::{FileKind, LEVELS};
 
-/// Of so many operations on a thread, the time of one is taken.
-const SAMPLED_ONE_IN: u64 = 1024;
+/// Of so many operations on a thread, the time of one is taken. Prime, so that a thread that does the same few things in turn has each of them
+/// sampled.
+const SAMPLED_ONE_IN: u32 = 1021;
+
+thread_local! {
+    /// Operations until the next is sampled.
+    static UNTIL_SAMPLE: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether the time of the operation that begins is to be taken.
+#[inline]
+pub(crate) fn is_sampled() -> bool {
+    UNTIL_SAMPLE.with(|left| match left.get().checked_sub(1) {
+        Some(next) => {
+            left.set(next);
+            false
+        }
+        None => {
+            left.set(SAMPLED_ONE_IN - 1);
+            true
+        }
+    })
+}
 
 /// What is counted. The order is that in which the counts lie in memory: what is counted together lies together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(usize)]
 pub(crate) enum Count {
-    // A point read. The levels stand in a row: `Tally::answered_at` counts on it.
-    Gets,
+    // A point read. The levels stand in a row: `Count::level` counts on it.
     GetMemtable,
     GetLevel0,
     #[allow(dead_code, reason = "the end of the row")]
@@ -61,7 +82,6 @@ pub(crate) enum Count {
     OpenedTableBytes,
     Cursors,
     // A commit.
-    CommitCalls,
     Commits,
     Groups,
     Puts,
@@ -105,6 +125,30 @@ pub(crate) enum Count {
     RewriteWrittenBytes,
     RotationFailures,
     RefusedCommits,
+}
+
+impl Count {
+    /// Where point reads are counted that a sorted table of this level answered.
+    #[inline]
+    pub(crate) const fn level(level: usize) -> usize {
+        let level = if level < LEVELS { level } else { LEVELS - 1 };
+        Count::GetLevel0 as usize + level
+    }
+}
+
+/// What a point read found in the files that it looked into.
+#[derive(Default)]
+pub(crate) struct Probes {
+    /// Files that a filter ruled out.
+    pub(crate) useful: u64,
+    /// Files that a filter let pass and that had the key.
+    pub(crate) passed: u64,
+    /// Files that a filter let pass and that did not have the key.
+    pub(crate) false_positives: u64,
+    /// Data blocks that were there.
+    pub(crate) hits: u64,
+    /// Data blocks that were not.
+    pub(crate) misses: u64,
 }
 
 /// How many counts there are.
@@ -203,10 +247,24 @@ impl Meters {
         self.counters.tally(count)
     }
 
-    /// Count an operation that is about to begin; whether its time is to be taken.
+    /// A point read was answered in this place ([`Count`]), after these files were looked into.
     #[inline]
-    pub(crate) fn begin(&self, what: Count) -> bool {
-        self.tally(|tally| tally.begins(what))
+    pub(crate) fn read(&self, place: usize, probes: &Probes) {
+        self.tally(|tally| {
+            tally.add_at(place, 1);
+            for (what, n) in [
+                (Count::FilterUseful, probes.useful),
+                (Count::FilterPassed, probes.passed),
+                (Count::FilterFalse, probes.false_positives),
+                (Count::CacheHits, probes.hits),
+                (Count::CacheMisses, probes.misses),
+            ] {
+                // Mostly there is nothing of most of them.
+                if n > 0 {
+                    tally.add(what, n);
+                }
+            }
+        });
     }
 
     /// Frames of a file of this kind were sealed.
@@ -356,18 +414,6 @@ impl std::fmt::Debug for Meters {
 }
 
 impl Tally {
-    /// Count an operation that begins; whether its time is to be taken.
-    #[inline]
-    pub(crate) fn begins(&self, what: Count) -> bool {
-        self.add(what, 1).is_multiple_of(SAMPLED_ONE_IN)
-    }
-
-    /// A point read was answered by a sorted table of this level.
-    #[inline]
-    pub(crate) fn answered_at(&self, level: usize) {
-        self.add_at(Count::GetLevel0 as usize + level.min(LEVELS - 1), 1);
-    }
-
     /// Frames and their bytes, which stand beside each other.
     #[inline]
     pub(crate) fn add_frames(&self, frames_at: Count, frames: u64, bytes: u64) {

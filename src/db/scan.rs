@@ -13,7 +13,7 @@ use super::snapshot::Pin;
 use crate::error::{Error, Result};
 use crate::memtable::MemtableCursor;
 use crate::merge::{KeyRange, MergeCursor, VisibleCursor};
-use crate::metrics::{Count, Tally};
+use crate::metrics::{self, Count, Probes};
 use crate::sstable::{Helper, ReadMode, TableReader};
 use crate::types::{Kind, LEVELS, Seq, Trailer, UserKey};
 use crate::value::Value;
@@ -460,44 +460,36 @@ fn read_mode(engine: &Arc<Handle>, seat: &Seat) -> ReadMode {
 
 /// The value of `key` that a reader at `seq` sees in `view`.
 pub(crate) fn lookup(engine: &Engine, table: &TableState, view: &View, key: &[u8], seq: Seq) -> Result<Option<Value>> {
-    // All that a read counts is counted with one look for this thread's tally.
-    engine.meters.tally(|tally| {
-        if !tally.begins(Count::Gets) {
-            return find(engine, tally, table, view, key, seq);
-        }
-        let began = engine.env.clock.tick();
-        let found = find(engine, tally, table, view, key, seq);
-        engine.meters.get_ns.record(engine.env.clock.tick().since(began));
-        found
-    })
+    if !metrics::is_sampled() {
+        return find(engine, table, view, key, seq);
+    }
+    let began = engine.env.clock.tick();
+    let found = find(engine, table, view, key, seq);
+    engine.meters.get_ns.record(engine.env.clock.tick().since(began));
+    found
 }
 
 #[inline]
-fn find(
-    engine: &Engine,
-    tally: &Tally,
-    table: &TableState,
-    view: &View,
-    key: &[u8],
-    seq: Seq,
-) -> Result<Option<Value>> {
+fn find(engine: &Engine, table: &TableState, view: &View, key: &[u8], seq: Seq) -> Result<Option<Value>> {
+    // What there is to count is counted at the end, with one look for this thread's tally.
     let shown = |(trailer, value): (Trailer, Value)| (trailer.kind() != Kind::Delete).then_some(value);
     // Memtables, then level 0, then the levels below are each newer than what follows, so the first hit is the newest.
     for memory in std::iter::once(&view.active).chain(&view.frozen) {
         if let Some(found) = memory.table.get(key, seq) {
-            tally.add(Count::GetMemtable, 1);
+            engine.meters.count(Count::GetMemtable, 1);
             return Ok(shown(found));
         }
     }
+    let mut probes = Probes::default();
     let hash = crate::format::table::hash(table.settings.filter_seed, key);
     for (level, file) in view.version.candidates(key) {
-        let probe = |reader: &Arc<TableReader>| reader.get_counted(tally, key, hash, seq);
+        let probe = |reader: &Arc<TableReader>| reader.get_counted(&mut probes, key, hash, seq);
         let found = engine.readers.with_reader(file, &table.settings, &view.keys, probe)?;
         if let Some(found) = found {
-            tally.answered_at(level);
+            engine.meters.read(Count::level(level), &probes);
             return Ok(shown(found));
         }
     }
-    tally.add(Count::GetAbsent, 1);
+    engine.meters.read(Count::GetAbsent as usize, &probes);
     Ok(None)
 }

@@ -233,7 +233,7 @@ group! {
         Counter deletes: u64, "entries";
         /// Bytes of their keys and values.
         Counter user_bytes: u64, "bytes";
-        /// How long a commit took, waits for room and for the disk included: of one commit in 1024 on each thread.
+        /// How long a commit took, waits for room and for the disk included: of one commit in about a thousand.
         Distribution sampled_ns: Distribution, "ns";
     }
 }
@@ -249,7 +249,7 @@ group! {
         Counter absent: u64, "reads";
         /// Cursors and iterators that were made.
         Counter cursors: u64, "cursors";
-        /// How long a point read took: of one read in 1024 on each thread.
+        /// How long a point read took: of one read in about a thousand.
         Distribution sampled_ns: Distribution, "ns";
     }
 }

@@ -26,18 +26,18 @@ fn stores_are_told_apart_by_a_thread_that_works_with_many() {
     let stores: Vec<Meters> = (0..20).map(|_| Meters::new()).collect();
     for round in 0..3 {
         for (index, store) in stores.iter().enumerate() {
-            assert_eq!(store.count(Count::Gets, index as u64), round * index as u64);
+            assert_eq!(store.count(Count::Puts, index as u64), round * index as u64);
         }
     }
     for (index, store) in stores.iter().enumerate() {
-        assert_eq!(store.counters.sums()[Count::Gets as usize], 3 * index as u64);
+        assert_eq!(store.counters.sums()[Count::Puts as usize], 3 * index as u64);
         assert_eq!(store.counters.tallies(), 1);
     }
     // One that was made where another lay begins at nothing.
     drop(stores);
     for _ in 0..100 {
         let meters = Meters::new();
-        assert_eq!(meters.count(Count::Gets, 1), 0);
+        assert_eq!(meters.count(Count::Puts, 1), 0);
     }
 }
 
@@ -98,7 +98,7 @@ fn a_difference_subtracts_counters_and_keeps_gauges() {
     let mut earlier = meters.metrics();
     earlier.cache.bytes = 10;
     meters.count(Count::Puts, 2);
-    meters.tally(|tally| tally.answered_at(3));
+    meters.read(Count::level(3), &Probes::default());
     let mut later = meters.metrics();
     later.cache.bytes = 7;
     let since = later.since(&earlier);

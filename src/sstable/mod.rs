@@ -28,7 +28,9 @@ use crate::format::frame::{Expected, FRAME_HEAD_BYTES, FileOpener, FrameHead, Fr
 use crate::format::manifest::FileRecord;
 use crate::format::table::{Filter, FilterKind, Footer, Handle, Properties, RunPointer, Section, decode_bounds};
 use crate::io::File;
-use crate::metrics::{Count, Meters, Tally};
+#[cfg(any(test, fuzzing))]
+use crate::metrics::Count;
+use crate::metrics::{Meters, Probes};
 use crate::options::Compression;
 use crate::types::{FRAME_BYTES_MAX, FileKind, Kind, Seq, TableId, Trailer, UserKey};
 use crate::value::{Backing, Value};
@@ -129,28 +131,34 @@ impl TableReader {
     /// `Tampered`, `BitRot` or `Io` with the place of the frame that could not be read.
     pub(crate) fn get_counted(
         &self,
-        tally: &Tally,
+        probes: &mut Probes,
         key: &[u8],
         hash: u64,
         seq: Seq,
     ) -> Result<Option<(Trailer, Value)>> {
-        let Some(filter) = &self.filter else { return self.find(tally, key, seq) };
+        let Some(filter) = &self.filter else { return self.find(probes, key, seq) };
         if !filter.may_hold(hash) {
-            tally.add(Count::FilterUseful, 1);
+            probes.useful += 1;
             return Ok(None);
         }
-        let found = self.find(tally, key, seq)?;
-        tally.add(if found.is_some() { Count::FilterPassed } else { Count::FilterFalse }, 1);
+        let found = self.find(probes, key, seq)?;
+        match found {
+            Some(_) => probes.passed += 1,
+            None => probes.false_positives += 1,
+        }
         Ok(found)
     }
 
-    /// As [`get_counted`](TableReader::get_counted), for those who do not count.
+    /// As [`get_counted`](TableReader::get_counted), for those who have nothing to count in.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn get(&self, key: &[u8], hash: u64, seq: Seq) -> Result<Option<(Trailer, Value)>> {
-        self.source.meters.tally(|tally| self.get_counted(tally, key, hash, seq))
+        let mut probes = Probes::default();
+        let found = self.get_counted(&mut probes, key, hash, seq);
+        self.source.meters.read(Count::GetAbsent as usize, &probes);
+        found
     }
 
-    fn find(&self, tally: &Tally, key: &[u8], seq: Seq) -> Result<Option<(Trailer, Value)>> {
+    fn find(&self, probes: &mut Probes, key: &[u8], seq: Seq) -> Result<Option<(Trailer, Value)>> {
         let target = Trailer::seek(seq);
         let Some((leaf, place)) = self.index.find(self, key, target)? else { return Ok(None) };
         let found = match &*leaf.slots.look(place.at) {
@@ -159,11 +167,11 @@ impl TableReader {
         };
         let found = match found {
             Some(found) => {
-                tally.add(Count::CacheHits, 1);
+                probes.hits += 1;
                 found
             }
             None => {
-                tally.add(Count::CacheMisses, 1);
+                probes.misses += 1;
                 let block = self.load_block(FrameKind::Data, &leaf.handle(self, place.at)?)?;
                 look_up(&leaf.slots.keep(place.at, block, Keep::Always), key, target)
             }
