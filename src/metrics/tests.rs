@@ -6,16 +6,14 @@ use super::*;
 fn threads_lose_no_count() {
     // A lost count would make a figure that is compared with another one lie.
     let meters = Meters::new();
+    let count = || (0..10_000).for_each(|_| _ = meters.count(Count::Puts, 1));
     std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| (0..10_000).for_each(|_| _ = meters.count(Count::Puts, 1)));
-        }
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(count)).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
     // Those have ended, and the next go on with their tallies.
     let tallies = meters.counters.tallies();
-    std::thread::scope(|scope| {
-        scope.spawn(|| (0..10_000).for_each(|_| _ = meters.count(Count::Puts, 1)));
-    });
+    std::thread::scope(|scope| scope.spawn(count).join().unwrap());
     assert_eq!(meters.metrics().writes.puts, 50_000);
     assert_eq!(meters.counters.tallies(), tallies, "a thread that comes later takes over from one that has ended");
 }
