@@ -6,7 +6,7 @@
 //! promises.
 
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -61,6 +61,43 @@ impl<T> Published<T> {
 impl<T> fmt::Debug for Published<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Published")
+    }
+}
+
+/// What is nearly always [`Empty`], behind one pointer: for what every table has and few use, since there are very many tables. Looking at it
+/// costs nothing; changing it makes room for it.
+#[derive(Debug)]
+pub(crate) struct Seldom<T>(Option<Box<T>>);
+
+/// What there is as long as nobody changed anything.
+pub(crate) trait Empty: Default + 'static {
+    /// The same for all.
+    fn empty() -> &'static Self;
+}
+
+impl<T> Default for Seldom<T> {
+    fn default() -> Seldom<T> {
+        Seldom(None)
+    }
+}
+
+impl<T: Clone> Clone for Seldom<T> {
+    fn clone(&self) -> Seldom<T> {
+        Seldom(self.0.clone())
+    }
+}
+
+impl<T: Empty> Deref for Seldom<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_deref().unwrap_or_else(|| T::empty())
+    }
+}
+
+impl<T: Empty> DerefMut for Seldom<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.get_or_insert_default()
     }
 }
 

@@ -34,6 +34,7 @@ use std::sync::Arc;
 use super::Readers;
 use crate::merge::KeyRange;
 use crate::options::StoreOptions;
+use crate::sync::Empty;
 use crate::types::{FileNumber, Generation, LEVELS, Seq, UserKey};
 use crate::version::{TableFile, Version};
 
@@ -49,6 +50,10 @@ const CROWDED_FILES_MAX: u64 = 2;
 const PART_FILES_MIN: u64 = 2;
 /// A job has at most so many parts.
 const PARTS_MAX: u64 = 16;
+/// A flush reads and writes at most this much of a table along with its memtable, and no more than makes one file.
+const FLUSH_MERGE_BYTES_MAX: u64 = 4 << 20;
+/// It takes the base along if that makes it at most so many times as large.
+const FLUSH_MERGE_FACTOR: u64 = 4;
 
 /// A smallest and a largest key.
 pub(crate) type Bounds = (UserKey, UserKey);
@@ -123,6 +128,13 @@ struct Claim {
 /// What a job has taken, to be given back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ClaimId(u64);
+
+impl Empty for Busy {
+    fn empty() -> &'static Busy {
+        static EMPTY: Busy = Busy { claims: Vec::new(), claims_made: 0 };
+        &EMPTY
+    }
+}
 
 impl Busy {
     /// Take what `plan` needs. It must have been planned with this very state.
@@ -205,6 +217,31 @@ pub(crate) fn flush_level(
     }
     let base = Shape::of(version, options, busy).base;
     (base..LEVELS).take_while(|level| !is_taken(*level)).last().unwrap_or(0)
+}
+
+/// What a memtable of so many bytes is merged with as it is flushed, if its table is so small that this costs less than jobs of its own: all files
+/// of level 0, which would otherwise become too many, and all files of the base unless they are much larger. None while anything else is at work on
+/// the table.
+///
+/// With the base, nothing of the table is left out, so there is nothing deeper. Without it the result stands at level 0, alone there.
+pub(crate) fn flush_merge(version: &Version, options: &StoreOptions, busy: &Busy, memtable_bytes: u64) -> Option<Plan> {
+    if !busy.is_idle() || version.files(0).len() + 1 < options.level_zero_files {
+        return None;
+    }
+    let base = Shape::of(version, options, busy).base;
+    if (1..LEVELS).any(|level| level != base && !version.files(level).is_empty()) {
+        return None;
+    }
+    let newer = version.level_bytes(0) + memtable_bytes;
+    let all = newer + version.level_bytes(base);
+    let with_base = all <= newer.saturating_mul(FLUSH_MERGE_FACTOR);
+    let bytes_max = FLUSH_MERGE_BYTES_MAX.min(options.table_file_bytes);
+    if with_base && all > bytes_max || newer > bytes_max {
+        return None;
+    }
+    let (target, lower) = if with_base { (base, version.files(base).to_vec()) } else { (0, Vec::new()) };
+    let upper = version.files(0).to_vec();
+    Some(Plan { reason: Reason::LevelZero, source: 0, target, upper, lower, is_move: false })
 }
 
 /// How urgent work on a table is: the highest score of a level, 1 or more if there is work to do. For choosing between tables.

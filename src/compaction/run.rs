@@ -26,7 +26,7 @@ use crate::io::Environment;
 use crate::io::directory::Directory;
 use crate::memtable::Memtable;
 use crate::merge::{KeyRange, MergeCursor, Source};
-use crate::sstable::{FinishedTable, ReadMode, TableSettings, TableWriter};
+use crate::sstable::{Container, FinishedTable, ReadMode, TableSettings, TableWriter};
 use crate::types::{FileKind, FileNumber, LEVELS, Seq, Trailer};
 use crate::version::{LevelCursor, OpenTable, TableFile, Version};
 
@@ -56,6 +56,9 @@ pub(crate) struct JobContext {
     /// Whether the job syncs the directories of its files. If not, because many jobs end together, the caller does
     /// ([`sync_directories`]) before the manifest names any of them.
     pub(crate) sync_directories: bool,
+    /// The file that takes the job's tables one behind the other, if each is not to have its own. The caller syncs it, and removes it if the manifest
+    /// names nothing in it.
+    pub(crate) container: Option<Arc<Container>>,
 }
 
 /// What a step of a job came to.
@@ -98,6 +101,21 @@ impl Job {
         Job::new(context, sources, readers, Deeper::Unknown, Cutter::default())
     }
 
+    /// As [`flush`](Job::flush), merged with the inputs of `plan`, which is one of [`flush_merge`](super::plan::flush_merge).
+    pub(crate) fn merging_flush(
+        context: JobContext,
+        memtable: &Arc<Memtable>,
+        plan: &Plan,
+        readers: Readers,
+        open: OpenTable,
+    ) -> Job {
+        let mut sources = vec![Box::new(memtable.cursor()) as Source];
+        sources.extend(sources_of(plan, &KeyRange::default(), &open));
+        // Level 0 is above all else; where it is not the target, the plan has all files of the table.
+        let deeper = if plan.target == 0 { Deeper::Unknown } else { Deeper::Levels(Vec::new()) };
+        Job::new(context, sources, readers, deeper, Cutter::default())
+    }
+
     /// Merge a part of the inputs of `plan`, which was made from `version` and is no move. `part` is one of those that
     /// [`split`](super::plan::split) gives for it, and `grandparents` what [`grandparents`](super::plan::grandparents) does. What the
     /// parts write, in their order, is what one job would have written, but for where files end.
@@ -112,20 +130,7 @@ impl Job {
         (grandparents, overlap_bytes_max): (Vec<Arc<TableFile>>, u64),
         open: OpenTable,
     ) -> Result<Job> {
-        let mut sources: Vec<Source> = Vec::new();
-        let mut add = |files: &[Arc<TableFile>]| {
-            let within = |file: &&Arc<TableFile>| !part.is_below(&file.largest) && !part.is_above(&file.smallest);
-            let files: Vec<_> = files.iter().filter(within).cloned().collect();
-            if !files.is_empty() {
-                sources.push(Box::new(LevelCursor::new(files, open.clone(), ReadMode::Bypass)));
-            }
-        };
-        match plan.source {
-            // Its files overlap: each is a source of its own.
-            0 => plan.upper.iter().for_each(|file| add(std::slice::from_ref(file))),
-            _ => add(&plan.upper),
-        }
-        add(&plan.lower);
+        let sources = sources_of(plan, &part, &open);
         let (smallest, largest) = plan.range();
         let deeper = |level| Row::new(version.overlapping(level, &smallest, &largest));
         let deeper = match plan.target {
@@ -240,6 +245,25 @@ impl Job {
     }
 }
 
+/// The input files of a plan, as few sources as they can be.
+fn sources_of(plan: &Plan, part: &KeyRange, open: &OpenTable) -> Vec<Source> {
+    let mut sources: Vec<Source> = Vec::new();
+    let mut add = |files: &[Arc<TableFile>]| {
+        let within = |file: &&Arc<TableFile>| !part.is_below(&file.largest) && !part.is_above(&file.smallest);
+        let files: Vec<_> = files.iter().filter(within).cloned().collect();
+        if !files.is_empty() {
+            sources.push(Box::new(LevelCursor::new(files, open.clone(), ReadMode::Bypass)));
+        }
+    };
+    match plan.source {
+        // Its files overlap: each is a source of its own.
+        0 => plan.upper.iter().for_each(|file| add(std::slice::from_ref(file))),
+        _ => add(&plan.upper),
+    }
+    add(&plan.lower);
+    sources
+}
+
 /// Make the names of these sorted tables durable: each directory is synced once.
 pub(crate) fn sync_directories(directory: &Directory, numbers: impl Iterator<Item = FileNumber>) -> Result<()> {
     let names: BTreeSet<String> = numbers.map(|number| FileName::Table(number).directory()).collect();
@@ -350,8 +374,11 @@ impl Output {
     }
 
     fn begin_file(&self) -> Result<TableWriter> {
-        let JobContext { environment, directory, key, settings, numbers, .. } = &self.context;
+        let JobContext { environment, directory, key, settings, numbers, container, .. } = &self.context;
         let number = numbers()?;
+        if let Some(container) = container {
+            return TableWriter::create_in(container, key, settings, number, &*environment.entropy);
+        }
         let name = FileName::Table(number);
         directory.ensure_dir(&name.directory())?;
         let path = directory.path(&name.path());
@@ -372,6 +399,9 @@ impl Output {
     fn remove_all(&mut self) {
         if let Some(writer) = self.writer.take() {
             writer.abandon();
+        }
+        if self.context.container.is_some() {
+            return self.finished.clear();
         }
         for file in self.finished.drain(..) {
             // No manifest names it: if this fails, recovery removes it.

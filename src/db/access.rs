@@ -374,7 +374,7 @@ impl Engine {
         let mut told: Vec<(&Arc<TableState>, Option<u64>)> = Vec::new();
         for table in tables.iter().filter(|table| !table.is_dropped()) {
             let since_ms = table.access.since_ms();
-            let recorded = |state: &State| state.tables.get(&table.slot).map(|meta| meta.inaccessible_since_ms);
+            let recorded = |state: &State| state.tables.get(&table.slot).map(|meta| meta.rare.inaccessible_since_ms);
             if self.manifest.with_state(recorded).is_some_and(|recorded| recorded != since_ms) {
                 told.push((table, since_ms));
             }

@@ -16,7 +16,8 @@
 //! A view disappears only under the writer's lock, so a commit that found one there inserts into a memtable that
 //! somebody will flush.
 
-use std::collections::BTreeMap;
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -33,7 +34,7 @@ use crate::keys::{KeySet, Permit, TableLease};
 use crate::memtable::Memtable;
 use crate::options::Compression;
 use crate::sstable::TableSettings;
-use crate::sync::Published;
+use crate::sync::{Published, Seldom};
 use crate::types::{FileNumber, Seq, Slot, TableId};
 use crate::version::Version;
 use crate::wal::SectionRef;
@@ -46,15 +47,48 @@ pub(crate) struct Catalog {
 
 #[derive(Default)]
 struct Tables {
-    by_name: BTreeMap<Arc<str>, Arc<TableState>>,
+    by_name: BTreeSet<ByName>,
     by_slot: BTreeMap<Slot, Arc<TableState>>,
+}
+
+/// A table in the order of names: one pointer, since its name is its own.
+struct ByName(Arc<TableState>);
+
+impl Borrow<str> for ByName {
+    fn borrow(&self) -> &str {
+        &self.0.name
+    }
+}
+
+impl PartialEq for ByName {
+    fn eq(&self, other: &ByName) -> bool {
+        self.0.name == other.0.name
+    }
+}
+
+impl Eq for ByName {}
+
+impl PartialOrd for ByName {
+    fn partial_cmp(&self, other: &ByName) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ByName {
+    fn cmp(&self, other: &ByName) -> std::cmp::Ordering {
+        self.0.name.cmp(&other.0.name)
+    }
 }
 
 impl Catalog {
     /// The table of this name.
     pub(crate) fn named(&self, name: &str) -> Result<Arc<TableState>> {
         let tables = self.tables.read();
-        tables.by_name.get(name).cloned().ok_or_else(|| Error::TableNotFound { name: name.to_owned() })
+        tables
+            .by_name
+            .get(name)
+            .map(|table| table.0.clone())
+            .ok_or_else(|| Error::TableNotFound { name: name.to_owned() })
     }
 
     /// The table with this slot, unless it was dropped.
@@ -69,7 +103,7 @@ impl Catalog {
 
     /// Whether a table of this name exists.
     pub(crate) fn contains(&self, name: &str) -> bool {
-        self.tables.read().by_name.contains_key(name)
+        self.tables.read().by_name.contains(name)
     }
 
     /// How many there are.
@@ -79,7 +113,7 @@ impl Catalog {
 
     /// All names in byte order.
     pub(crate) fn names(&self) -> Vec<String> {
-        self.tables.read().by_name.keys().map(|name| name.to_string()).collect()
+        self.tables.read().by_name.iter().map(|table| table.0.name.to_string()).collect()
     }
 
     /// Every table, in the order in which they were made.
@@ -87,18 +121,25 @@ impl Catalog {
         self.tables.read().by_slot.values().cloned().collect()
     }
 
+    /// All tables of a store that is being opened, in as little room as there can be.
+    pub(crate) fn of(tables: Vec<Arc<TableState>>) -> Catalog {
+        let by_name = tables.iter().cloned().map(ByName).collect();
+        let by_slot = tables.into_iter().map(|table| (table.slot, table)).collect();
+        Catalog { tables: RwLock::new(Tables { by_name, by_slot }) }
+    }
+
     /// Make a table known.
     pub(crate) fn insert(&self, table: Arc<TableState>) {
         let mut tables = self.tables.write();
         tables.by_slot.insert(table.slot, table.clone());
-        tables.by_name.insert(table.name.clone(), table);
+        tables.by_name.insert(ByName(table));
     }
 
     /// Forget a table.
     pub(crate) fn remove(&self, table: &TableState) {
         let mut tables = self.tables.write();
         tables.by_slot.remove(&table.slot);
-        tables.by_name.remove(&table.name);
+        tables.by_name.remove(&*table.name);
     }
 }
 
@@ -185,7 +226,7 @@ impl Unreplayed {
 #[derive(Default)]
 pub(crate) struct Structure {
     /// What running compactions have taken: the levels that they write to look emptier than they are.
-    pub busy: Busy,
+    pub busy: Seldom<Busy>,
 }
 
 /// How far a table's background work is behind.
@@ -214,7 +255,7 @@ impl TableState {
         TableState {
             slot: record.slot,
             id: record.id,
-            name: record.name.as_str().into(),
+            name: record.name.clone(),
             created_ms: record.created_ms,
             settings: settings(record),
             lease,

@@ -115,7 +115,12 @@ impl Engine {
                 let entries =
                     meta.files.values().map(|(_, file)| file.entries - file.tombstones.min(file.entries)).sum();
                 let bytes = meta.files.values().map(|(_, file)| file.extent.len_bytes).sum();
-                (entries, bytes, Some(meta.record.clone()), meta.creator.clone())
+                (
+                    entries,
+                    bytes,
+                    Some(meta.record.clone()),
+                    meta.creator.as_ref().map(|creator| creator.to_string()).unwrap_or_default(),
+                )
             })
         });
         if let Some(view) = table.view.load_owned() {

@@ -343,7 +343,7 @@ impl Opening {
         let names = list_files(&self.dir)?;
         let tables = state.tables.values().filter(|table| !table.record.dropping);
         let named = tables.flat_map(|table| {
-            let files = table.files.keys().map(|&number| FileName::Table(number));
+            let files = table.files.values().map(|(_, file)| file.file_name());
             files.chain([FileName::KeyFile(table.record.id)])
         });
         let journals = state.segments.keys().map(|&number| FileName::Log(number));
@@ -390,6 +390,8 @@ impl Opening {
     /// The picture with which this opening begins: the old one, with where the log ends.
     fn next_state(&self, mut state: State, system: &SystemKey, log: &Replayed) -> Result<State> {
         state.epoch = state.epoch.next().ok_or_else(|| exhausted("epoch"))?;
+        // A map that grew entry by entry is half empty.
+        state.tables = std::mem::take(&mut state.tables).into_iter().collect();
         state.store.lineage = self.random()?;
         state.last_seq = state.last_seq.max(log.last_seq);
         state.log_synced = state.log_synced.max(log.end);
@@ -466,7 +468,7 @@ impl Opening {
 
         let sealed = sealed_in(&sections, &state);
         log.note_sealed(sealed);
-        let catalog = Catalog::default();
+        let mut tables = Vec::with_capacity(state.tables.len());
         let background = Background::new();
         let mut sections = sections;
         for meta in state.tables.values().filter(|meta| !meta.record.dropping) {
@@ -476,7 +478,7 @@ impl Opening {
             if let Some(segment) = own.first_segment() {
                 background.hold_segment(segment);
             }
-            let (lease, since_ms) = (TableLease::new(meta.record.id), meta.inaccessible_since_ms);
+            let (lease, since_ms) = (TableLease::new(meta.record.id), meta.rare.inaccessible_since_ms);
             let table = Arc::new(TableState::new(&meta.record, lease, own, since_ms));
             if since_ms.is_some() {
                 background.custody.take_in(&table);
@@ -484,18 +486,25 @@ impl Opening {
             if meta.record.key.generations.len() > 1 {
                 background.hold_rotation(&table);
             }
-            catalog.insert(table);
+            tables.push(table);
         }
+        let catalog = Catalog::of(tables);
         state.grants.values().for_each(|grant| keys.know_grant(grant));
         if state.system_key.generations.len() > 1 {
             background.rotate_system();
         }
         background.schedules.take_in(&state);
-        let options = self.builder.options.clone();
+        let mut options = self.builder.options.clone();
+        // The other half is the program's own, the log's and the key provider's.
+        let open_max = env.vfs.open_files_max().map_or(usize::MAX, |files| (files / 2).max(1));
+        options.open_tables_max = options.open_tables_max.min(open_max);
+        let readers = Readers::new(self.dir.clone(), &options);
+        let files = state.tables.iter().flat_map(|(slot, meta)| meta.files.values().map(|(_, file)| (&**file, *slot)));
+        readers.know_containers(files);
         let engine = Arc::new(Engine {
             store: state.store.store,
             tick: TickCell::new(keys.advance()),
-            readers: Arc::new(Readers::new(self.dir.clone(), &options)),
+            readers: Arc::new(readers),
             meters: self.dir.meters().clone(),
             opened: env.clock.tick(),
             dir: self.dir.clone(),
@@ -563,13 +572,14 @@ impl Engine {
             .filter(|meta| !meta.record.dropping)
             .map(|meta| (meta.record.id, meta.record.slot))
             .collect();
-        let tables: BTreeSet<FileNumber> = state.tables.values().flat_map(|meta| meta.files.keys().copied()).collect();
+        let files = state.tables.values().flat_map(|meta| meta.files.values());
+        let tables: BTreeSet<FileName> = files.map(|(_, file)| file.file_name()).collect();
         for path in list_files(&self.dir)? {
             let keep = match FileName::parse(&path) {
                 Some(FileName::Lock | FileName::Current | FileName::SystemKey) => true,
                 Some(FileName::Manifest(number)) => number == manifest,
                 Some(FileName::Log(number)) => state.segments.contains_key(&number),
-                Some(FileName::Table(number)) => tables.contains(&number),
+                Some(name @ (FileName::Table(_) | FileName::Container(_))) => tables.contains(&name),
                 Some(FileName::Parked(number, _)) => state.parked.contains_key(&number),
                 Some(FileName::KeyFile(table)) if live.contains_key(&table) => true,
                 Some(FileName::KeyFile(_)) => {
@@ -678,9 +688,11 @@ fn list_files(dir: &Directory) -> Result<BTreeSet<String>> {
 /// A number that no file of this store has or had.
 fn next_number(names: &BTreeSet<String>, state: &State) -> Result<FileNumber> {
     let number = |name: &String| match FileName::parse(name).or_else(|| FileName::parse_temporary(name))? {
-        FileName::Manifest(number) | FileName::Log(number) | FileName::Table(number) | FileName::Parked(number, _) => {
-            Some(number)
-        }
+        FileName::Manifest(number)
+        | FileName::Log(number)
+        | FileName::Table(number)
+        | FileName::Container(number)
+        | FileName::Parked(number, _) => Some(number),
         _ => None,
     };
     let highest = names.iter().filter_map(number).max().unwrap_or_default();

@@ -1,13 +1,22 @@
 //! Open sorted tables: opened at first use, closed when too many are, removed when nobody needs them.
+//!
+//! ```text
+//! TableFile ── reader, while open ── file, shared by all readers of one container
+//!    known      every file that some view names
+//!    open       those with a reader, in the order of a clock: who was used since its last turn gets another
+//!    obsolete   replaced, and perhaps still looked at
+//!    shared     how many tables of a container are not gone yet: with the last of them goes the file
+//! ```
+//! What is removed goes by containers (`sstable/container.rs`): a table that has a file to itself is one in a container of one, and has no entry.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::format::FileName;
 use crate::format::manifest::FileRecord;
+use crate::io::File;
 use crate::io::directory::Directory;
 use crate::keys::KeySet;
 use crate::options::StoreOptions;
@@ -29,10 +38,40 @@ struct State {
     /// Every file that some view names, so that a table that was put away and comes back finds the same objects that older
     /// cursors still hold.
     known: HashMap<FileNumber, Weak<TableFile>>,
-    /// Files that have a reader, in the order in which they got it.
+    /// Files that have a reader, in the order in which they got it or had their last turn.
     open: VecDeque<Weak<TableFile>>,
     /// Files that no view to come will name.
     obsolete: Vec<(Slot, Arc<TableFile>)>,
+    /// Containers of several tables.
+    shared: HashMap<FileNumber, Share>,
+    /// Those of which more than half is dead.
+    sparse: BTreeSet<FileNumber>,
+}
+
+/// A container of several tables.
+#[derive(Default)]
+struct Share {
+    /// Tables in it that are named, or may still be looked at, and whose they are.
+    tables: HashMap<FileNumber, Slot>,
+    /// Bytes of these, and of all that the container is known to hold.
+    live_bytes: u64,
+    bytes: u64,
+    /// The file, while a reader has it open.
+    file: Option<Weak<dyn File>>,
+    /// It could not be carried over.
+    stays: bool,
+}
+
+impl Share {
+    fn add(&mut self, record: &FileRecord, slot: Slot) {
+        self.tables.insert(record.number, slot);
+        self.live_bytes += record.extent.len_bytes;
+        self.bytes = self.bytes.max(record.extent.offset_bytes + record.extent.len_bytes);
+    }
+
+    fn is_sparse(&self) -> bool {
+        !self.stays && self.live_bytes < self.bytes / 2
+    }
 }
 
 impl Readers {
@@ -48,7 +87,7 @@ impl Readers {
             return Ok(file);
         }
         let key = key_of(record, keys)?;
-        let (smallest, largest) = sstable::bounds(key, record, &FileName::Table(record.number).path())?;
+        let (smallest, largest) = sstable::bounds(key, record, &record.file_name().path())?;
         Ok(self.new_file(TableFile::new(record.clone(), smallest, largest)))
     }
 
@@ -68,7 +107,10 @@ impl Readers {
         look: impl FnOnce(&Arc<TableReader>) -> Result<T>,
     ) -> Result<T> {
         match &*file.reader() {
-            Some(reader) => look(reader),
+            Some(reader) => {
+                file.note_use();
+                look(reader)
+            }
             None => look(&self.open(file, settings, keys)?),
         }
     }
@@ -79,23 +121,119 @@ impl Readers {
         Arc::new(move |file| readers.with_reader(file, &settings, &keys, |reader| Ok(reader.clone())))
     }
 
-    fn open(&self, file: &Arc<TableFile>, settings: &TableSettings, keys: &KeySet) -> Result<Arc<TableReader>> {
+    /// As [`opener`](Readers::opener), for who reads each file once: what is not open is not kept open.
+    pub(crate) fn passing_opener(self: &Arc<Readers>, settings: &TableSettings, keys: &Arc<KeySet>) -> OpenTable {
+        let (readers, settings, keys) = (self.clone(), settings.clone(), keys.clone());
+        Arc::new(move |file| match &*file.reader() {
+            Some(reader) => Ok(reader.clone()),
+            None => readers.open_reader(file, &settings, &keys),
+        })
+    }
+
+    fn open_reader(&self, file: &TableFile, settings: &TableSettings, keys: &KeySet) -> Result<Arc<TableReader>> {
         let record = &file.record;
-        let name = FileName::Table(record.number).path();
+        let name = record.file_name().path();
         let key = key_of(record, keys)?;
-        let data = if self.mapped { self.dir.open_mapped(&name)? } else { self.dir.open(&name)? };
-        let reader = TableReader::open(data, &name, key, record, settings, self.cache.clone())?;
+        let bytes = self.open_file(record.extent.container, &name)?;
+        TableReader::open(bytes, &name, key, record, settings, self.cache.clone())
+    }
+
+    /// The file of a container: the one that others have open, if they have.
+    fn open_file(&self, container: FileNumber, name: &str) -> Result<Arc<dyn File>> {
+        let shared = |share: &Share| share.file.as_ref().and_then(Weak::upgrade);
+        if let Some(file) = self.state.lock().shared.get(&container).and_then(shared) {
+            return Ok(file);
+        }
+        let file = if self.mapped { self.dir.open_mapped(name)? } else { self.dir.open(name)? };
+        if let Some(share) = self.state.lock().shared.get_mut(&container) {
+            share.file = Some(Arc::downgrade(&file));
+        }
+        Ok(file)
+    }
+
+    fn open(&self, file: &Arc<TableFile>, settings: &TableSettings, keys: &KeySet) -> Result<Arc<TableReader>> {
+        let reader = self.open_reader(file, settings, keys)?;
         file.set_reader(Some(reader.clone()));
         let mut state = self.state.lock();
         state.open.push_back(Arc::downgrade(file));
+        // Each is passed over once at most before it goes, so this ends.
         while state.open.len() > self.open_max {
-            if let Some(oldest) = state.open.pop_front().and_then(|file| file.upgrade())
-                && !Arc::ptr_eq(&oldest, file)
-            {
+            let Some(oldest) = state.open.pop_front().and_then(|file| file.upgrade()) else { continue };
+            if oldest.take_use() || Arc::ptr_eq(&oldest, file) {
+                state.open.push_back(Arc::downgrade(&oldest));
+            } else {
                 oldest.set_reader(None);
             }
         }
         Ok(reader)
+    }
+
+    /// Take in the containers of what the manifest names.
+    pub(crate) fn know_containers<'a>(&self, records: impl Iterator<Item = (&'a FileRecord, Slot)>) {
+        let mut state = self.state.lock();
+        for (record, slot) in records.filter(|(record, _)| record.extent.container != record.number) {
+            state.shared.entry(record.extent.container).or_default().add(record, slot);
+        }
+        let State { shared, sparse, .. } = &mut *state;
+        sparse.extend(shared.iter().filter(|(_, share)| share.is_sparse()).map(|(container, _)| *container));
+    }
+
+    /// Take in a container that was just written, with the tables in it that the manifest is about to name.
+    pub(crate) fn share<'a>(&self, container: FileNumber, tables: impl Iterator<Item = (&'a FileRecord, Slot)>) {
+        let mut share = Share::default();
+        tables.for_each(|(record, slot)| share.add(record, slot));
+        if !share.tables.is_empty() {
+            self.state.lock().shared.insert(container, share);
+        }
+    }
+
+    /// Whether a container is mostly dead.
+    pub(crate) fn has_sparse(&self) -> bool {
+        !self.state.lock().sparse.is_empty()
+    }
+
+    /// A container that is mostly dead, if there is one; it is not given again before more of it is dead.
+    pub(crate) fn take_sparse(&self) -> Option<FileNumber> {
+        let state = &mut *self.state.lock();
+        std::iter::from_fn(|| state.sparse.pop_first())
+            .find(|container| state.shared.get(container).is_some_and(Share::is_sparse))
+    }
+
+    /// A container could not be carried over, and is not tried again.
+    pub(crate) fn leave_as_it_is(&self, container: FileNumber) {
+        self.state.lock().shared.entry(container).and_modify(|share| share.stays = true);
+    }
+
+    /// The tables in a container, and whose they are. Some may be retired already.
+    pub(crate) fn tables_in(&self, container: FileNumber) -> Vec<(FileNumber, Slot)> {
+        let state = self.state.lock();
+        let share = state.shared.get(&container);
+        let mut tables: Vec<_> = share.into_iter().flat_map(|share| &share.tables).map(|(n, s)| (*n, *s)).collect();
+        tables.sort_unstable();
+        tables
+    }
+
+    /// Nobody will look at this table any more: its file goes, if nothing else is in it.
+    pub(crate) fn remove(&self, record: &FileRecord) {
+        let container = record.extent.container;
+        {
+            let mut state = self.state.lock();
+            if let Some(share) = state.shared.get_mut(&container) {
+                if share.tables.remove(&record.number).is_some() {
+                    share.live_bytes -= record.extent.len_bytes;
+                }
+                if !share.tables.is_empty() {
+                    if share.is_sparse() {
+                        state.sparse.insert(container);
+                    }
+                    return;
+                }
+                state.shared.remove(&container);
+                state.sparse.remove(&container);
+            }
+        }
+        // What cannot be removed now is an orphan that the next open removes.
+        let _ = self.dir.remove(&record.file_name().path());
     }
 
     /// Let go of a file's reader and of its blocks in the cache.
@@ -122,6 +260,18 @@ impl Readers {
         &self.cache
     }
 
+    /// As [`retire`](Readers::retire), for a file that no view names, by what the manifest said of it.
+    pub(crate) fn retire_unshown(&self, slot: Slot, record: &FileRecord) {
+        let mut state = self.state.lock();
+        match state.known.remove(&record.number).and_then(|file| file.upgrade()) {
+            Some(file) => state.obsolete.push((slot, file)),
+            None => {
+                drop(state);
+                self.remove(record);
+            }
+        }
+    }
+
     /// Generation and length of each retired file of a table that somebody still looks at, or that has not been removed yet.
     pub(crate) fn obsolete_bytes(&self, slot: Slot) -> Vec<(Generation, u64)> {
         let state = self.state.lock();
@@ -138,16 +288,18 @@ impl Readers {
                 std::mem::take(&mut state.obsolete).into_iter().partition(|(_, file)| Arc::strong_count(file) == 1);
             state.obsolete = used;
             for (_, file) in &unused {
-                let file: &Arc<TableFile> = file;
-                state.known.remove(&file.number());
+                // One that was carried to another container is known under its number by another object.
+                let is_it = |known: &Weak<TableFile>| Weak::as_ptr(known) == Arc::as_ptr(file);
+                if state.known.get(&file.number()).is_some_and(is_it) {
+                    state.known.remove(&file.number());
+                }
             }
             state.open.retain(|file| file.strong_count() > 0);
             unused
         };
         for (_, file) in unused {
             self.close(&file);
-            // What cannot be removed now is an orphan that the next open removes.
-            let _ = self.dir.remove(&FileName::Table(file.number()).path());
+            self.remove(&file.record);
         }
     }
 }

@@ -19,10 +19,14 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::format::FileName;
 use crate::format::keyfile::{KeyFile, KeyState};
-use crate::format::manifest::{Edit, KeyPin, TableRecord};
+use crate::format::manifest::{Edit, FileRecord, KeyPin, TableRecord};
+use crate::io::directory::Replacement;
 use crate::keys::{Master, NewKey, Principal, TableLease};
 use crate::options::{MasterKey, TableOptions};
 use crate::types::{FileKind, Generation, Slot, TABLE_NAME_BYTES_MAX, TableId};
+
+/// Key files that are open at a time: far below any limit on descriptors, and enough that waiting for the disk is shared.
+const KEY_FILES_AT_ONCE: usize = 256;
 
 /// A table that is about to exist.
 struct Draft {
@@ -143,7 +147,7 @@ impl Engine {
         let record = TableRecord {
             slot,
             id,
-            name: name.to_owned(),
+            name: name.into(),
             created_ms,
             suite: self.system_suite.for_table(options.cipher),
             compression: options.compression,
@@ -160,14 +164,19 @@ impl Engine {
     /// Write the drafts' key files durably and pin them in the drafts.
     fn write_key_files(&self, drafts: &mut [Draft]) -> Result<()> {
         let mut directories = BTreeSet::new();
-        for draft in drafts {
-            let name = FileName::KeyFile(draft.record.id);
-            self.dir.ensure_dir(&name.directory())?;
-            let (bytes, tag) = draft.key_file.seal(&*self.system.sealing()?, self.system_suite, &*self.env.entropy)?;
-            self.meters.sealed(FileKind::KeyFile, 1, bytes.len() as u64);
-            draft.record.key.tag = tag;
-            self.dir.replace(&name.path(), &name.temporary_path(), &bytes)?;
-            directories.insert(name.directory());
+        for drafts in drafts.chunks_mut(KEY_FILES_AT_ONCE) {
+            let mut files = Vec::with_capacity(drafts.len());
+            for draft in drafts {
+                let name = FileName::KeyFile(draft.record.id);
+                self.dir.ensure_dir(&name.directory())?;
+                let system = self.system.sealing()?;
+                let (bytes, tag) = draft.key_file.seal(&system, self.system_suite, &*self.env.entropy)?;
+                self.meters.sealed(FileKind::KeyFile, 1, bytes.len() as u64);
+                draft.record.key.tag = tag;
+                files.push(Replacement { name: name.path(), temporary: name.temporary_path(), bytes });
+                directories.insert(name.directory());
+            }
+            self.dir.replace_all(&files)?;
         }
         for directory in directories {
             self.dir.sync_dir(&directory)?;
@@ -192,21 +201,19 @@ impl Engine {
             }
             table.mark_dropped();
         }
-        let files: Vec<FileName> = self.manifest.with_state(|state| {
+        let (sorted, parked): (Vec<Arc<FileRecord>>, Vec<FileName>) = self.manifest.with_state(|state| {
             let meta = state.tables.get(&table.slot);
-            let sorted = meta.into_iter().flat_map(|meta| meta.files.keys().map(|&number| FileName::Table(number)));
+            let sorted = meta.into_iter().flat_map(|meta| meta.files.values().map(|(_, file)| file.clone()));
             let parked = state.parked.values().filter(|record| record.slot == table.slot);
-            sorted.chain(parked.map(|record| record.name())).collect()
+            (sorted.collect(), parked.map(|record| record.name()).collect())
         });
         self.manifest.append(vec![Edit::DropTable { slot: table.slot }]).map_err(|error| self.poison(error))?;
         self.catalog.remove(&table);
         self.forget(&table);
         erase_key_file(&self.dir, table.id)?;
         self.events.event(&Event::TableShredded { table: table.id });
-        for file in files {
-            // What cannot be removed now is an orphan that the next open removes.
-            let _ = self.dir.remove(&file.path());
-        }
+        sorted.iter().for_each(|record| self.readers.remove(record));
+        self.remove_parked(&parked);
         self.manifest.append(vec![Edit::ForgetTable { slot: table.slot }]).map_err(|error| self.poison(error))?;
         self.note_master_keys(table.slot, None);
         drop(creating);

@@ -234,6 +234,11 @@ impl FileHeader {
         bytes
     }
 
+    /// Whether a header stands where these bytes begin, and no frame: read as the head of one, the magic is a length that no frame has.
+    pub(crate) fn begins_with(bytes: &[u8]) -> bool {
+        bytes.starts_with(&MAGIC) || bytes.starts_with(&MAGIC_PLAINTEXT)
+    }
+
     /// Read a header without any key: what it says is checked for rot, and nothing else, until a key is there.
     ///
     /// # Errors

@@ -80,6 +80,8 @@ pub(crate) enum FileName {
     KeyFile(TableId),
     /// `sst/xx/N.sst`, `xx` being the low byte of the number.
     Table(FileNumber),
+    /// `sst/xx/N.set`: sorted tables one behind the other, none of them of this number.
+    Container(FileNumber),
 }
 
 impl FileName {
@@ -94,6 +96,7 @@ impl FileName {
             FileName::SystemKey => "keys/system".to_owned(),
             FileName::KeyFile(table) => format!("keys/{:02x}/{table}", table.as_bytes()[0]),
             FileName::Table(number) => format!("sst/{:02x}/{:06}.sst", number.0 as u8, number.0),
+            FileName::Container(number) => format!("sst/{:02x}/{:06}.set", number.0 as u8, number.0),
         }
     }
 
@@ -122,7 +125,11 @@ impl FileName {
             }
             ["keys", "system"] => FileName::SystemKey,
             ["keys", _, id] => FileName::KeyFile(table_id(id)?),
-            ["sst", _, file] => FileName::Table(number(file.strip_suffix(".sst")?)?),
+            ["sst", _, file] => match file.split_once('.')? {
+                (digits, "sst") => FileName::Table(number(digits)?),
+                (digits, "set") => FileName::Container(number(digits)?),
+                _ => return None,
+            },
             _ => return None,
         };
         // One spelling for each file: padding, case, signs and directories are all checked by writing it again.
@@ -144,7 +151,7 @@ impl FileName {
             FileName::Parked(..) => Some(FileKind::Parked),
             FileName::SystemKey => Some(FileKind::SystemKey),
             FileName::KeyFile(_) => Some(FileKind::KeyFile),
-            FileName::Table(_) => Some(FileKind::Table),
+            FileName::Table(_) | FileName::Container(_) => Some(FileKind::Table),
         }
     }
 }
@@ -188,6 +195,7 @@ mod tests {
             (FileName::SystemKey, "keys/system".to_owned()),
             (FileName::KeyFile(id), format!("keys/5e/{id}")),
             (FileName::Table(FileNumber(0x22)), "sst/22/000034.sst".to_owned()),
+            (FileName::Container(FileNumber(0x123)), "sst/23/000291.set".to_owned()),
             (FileName::Table(FileNumber(u64::MAX)), format!("sst/ff/{}.sst", u64::MAX)),
         ] {
             assert_eq!(name.path(), path);
@@ -217,6 +225,8 @@ mod tests {
             "sst/23/000034.sst",
             "sst/000034.sst",
             "sst/22/000034.sst.tmp",
+            "sst/22/000034.tmp.set",
+            "sst/22/0034.set",
             "sst/22/99999999999999999999999.sst",
             "parked/000012.log",
             "parked/000012-03.log",
@@ -233,7 +243,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_string_that_parses_is_the_path_of_what_it_names(path in "(keys|sst|wal|parked|manifest)/[0-9a-f]{2}/?[0-9a-f-]{0,32}(\\.sst|\\.wal)?") {
+        fn any_string_that_parses_is_the_path_of_what_it_names(path in "(keys|sst|wal|parked|manifest)/[0-9a-f]{2}/?[0-9a-f-]{0,32}(\\.sst|\\.set|\\.wal)?") {
             if let Some(name) = FileName::parse(&path) {
                 prop_assert_eq!(name.path(), path);
             }

@@ -63,8 +63,15 @@ enum State {
 
 impl Scrub {
     /// Walk a file of this kind and length.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn new(kind: FileKind, len_bytes: u64) -> Scrub {
-        Scrub { kind, len_bytes, position: 0, state: State::Header, frames: 0, headers: 0, breaks_off: false }
+        Scrub::within(kind, 0..len_bytes)
+    }
+
+    /// Walk a part of a file of this kind, which begins with a header and behind which nothing is looked at.
+    pub(crate) fn within(kind: FileKind, part: Range<u64>) -> Scrub {
+        let Range { start, end } = part;
+        Scrub { kind, len_bytes: end, position: start, state: State::Header, frames: 0, headers: 0, breaks_off: false }
     }
 
     /// The bytes that [`feed`](Scrub::feed) takes next; `None` at the end. They lie within the file.
@@ -139,6 +146,11 @@ impl Scrub {
             return Ok(());
         }
         self.breaks_off = bytes.len() < self.head_bytes();
+        // Where a table ends, the next one of a container begins.
+        if self.kind == FileKind::Table && FileHeader::begins_with(bytes) {
+            self.state = State::Header;
+            return Ok(());
+        }
         let state = if self.is_journal() {
             JournalHead::decode(bytes, place).map(State::Journal)
         } else {

@@ -170,7 +170,19 @@ impl<'a> Dump<'a> {
         };
         match kind {
             FileKind::Manifest | FileKind::Log | FileKind::Parked => self.journal(header.as_ref()),
-            FileKind::Current | FileKind::Table => self.frames(kind, header.as_ref(), 0, len),
+            FileKind::Current => self.frames(kind, header.as_ref(), 0, len),
+            FileKind::Table => {
+                let mut end = self.table_end(0)?;
+                self.frames(kind, header.as_ref(), 0, end)?;
+                // The other tables of a container.
+                while end < len {
+                    let start = end;
+                    let header = self.header(start)?;
+                    end = self.table_end(start)?;
+                    self.frames(kind, header.as_ref(), start, end)?;
+                }
+                Ok(())
+            }
             FileKind::KeyFile | FileKind::SystemKey => {
                 self.frames(kind, header.as_ref(), 0, middle)?;
                 self.line(0, "second copy")?;
@@ -215,6 +227,25 @@ impl<'a> Dump<'a> {
     }
 
     // ---- frames that say nothing in clear but their length ---------------------------------------------------
+
+    /// Where the sorted table that begins at `start` ends: at the next one's header, or with the file.
+    fn table_end(&self, start: u64) -> Result<u64> {
+        let len = self.source.len_bytes;
+        let mut offset = start + HEADER_BYTES as u64;
+        while offset < len {
+            let head = self.source.read(offset..len.min(offset + FRAME_HEAD_BYTES as u64))?;
+            if FileHeader::begins_with(&head) {
+                return Ok(offset);
+            }
+            let place = Where::new(&self.source.name, offset);
+            match head.first_chunk().map(|head| FrameHead::decode(head, FRAME_BYTES_MAX, &place)) {
+                Some(Ok(head)) => offset += head.frame_bytes(),
+                // What is behind it cannot be found.
+                _ => break,
+            }
+        }
+        Ok(len)
+    }
 
     /// The frames of one unit: a header at `start`, frames behind it, up to `end`.
     fn frames(&mut self, kind: FileKind, header: Option<&Header>, start: u64, end: u64) -> Result<()> {

@@ -10,6 +10,7 @@
 //! or a failing disk's cannot be told without a key. It is reported apart ([`ScrubReport::unfinished`]).
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::{DAMAGES_MAX, Inspection, Listed, Meter, Progress, Source, What, list};
 use crate::error::{Error, Result};
@@ -133,6 +134,8 @@ fn check_header(source: &Source, name: FileName, store: Option<StoreId>) -> Resu
         FileName::Manifest(number) | FileName::Log(number) | FileName::Table(number) | FileName::Parked(number, _) => {
             header.number == number
         }
+        // Its tables have numbers of their own.
+        FileName::Container(_) => true,
         FileName::KeyFile(table) => header.subject == table,
         FileName::Lock | FileName::Current | FileName::SystemKey => true,
     };
@@ -152,6 +155,12 @@ pub(super) struct Walked {
 
 /// Check the checksums of the first `len_bytes` bytes of a file, with bounded memory.
 pub(super) fn walk(source: &Source, name: FileName, len_bytes: u64, meter: &mut Meter<'_>) -> Walked {
+    walk_within(source, name, 0..len_bytes, meter)
+}
+
+/// The same for a part of a file that begins with a header.
+pub(super) fn walk_within(source: &Source, name: FileName, part: Range<u64>, meter: &mut Meter<'_>) -> Walked {
+    let Range { start, end: len_bytes } = part;
     let mut walked = Walked::default();
     let Some(kind) = name.kind() else {
         // The lock file has no content, so there is none to check.
@@ -160,8 +169,8 @@ pub(super) fn walk(source: &Source, name: FileName, len_bytes: u64, meter: &mut 
         }
         return walked;
     };
-    let mut scrub = Scrub::new(kind, len_bytes);
-    let mut done = 0;
+    let mut scrub = Scrub::within(kind, part);
+    let mut done = start;
     // Findings with no whole frame behind them so far, and how many there were before them.
     let mut last: (u64, Vec<(Error, bool)>) = (0, Vec::new());
     while let Some(range) = scrub.wants() {

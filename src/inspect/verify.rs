@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
-use super::scrub::{Walked, walk};
+use super::scrub::{Walked, walk, walk_within};
 use super::{Inspection, Listed, Meter, Progress, Source, What, list, provider};
 use crate::crypto::TableKey;
 use crate::error::{Error, Result};
@@ -397,7 +397,7 @@ impl Verifier<'_> {
         match error {
             Error::KeyUnavailable { .. } => self.report.unavailable.push(UnavailableTable {
                 table: record.id,
-                name: record.name.clone(),
+                name: record.name.to_string(),
                 error,
                 frames,
             }),
@@ -467,7 +467,7 @@ impl Verifier<'_> {
             if let Err(error) = self.file(file, key, &settings, &cache) {
                 self.damage(error);
             }
-            match sstable::bounds(key, file, &file_name(file).path()) {
+            match sstable::bounds(key, file, &file.file_name().path()) {
                 Ok((smallest, largest)) => changes.push(Change::Add {
                     level: usize::from(*level),
                     file: Arc::new(TableFile::new((**file).clone(), smallest, largest)),
@@ -488,7 +488,7 @@ impl Verifier<'_> {
         settings: &TableSettings,
         cache: &Arc<BlockCache>,
     ) -> Result<()> {
-        let path = file_name(record).path();
+        let path = record.file_name().path();
         self.begin(&path);
         let file = self.dir.open(&path)?;
         let reader = TableReader::open(file, &path, key, record, settings, cache.clone())?;
@@ -507,7 +507,20 @@ impl Verifier<'_> {
 
     /// Check the checksums of a sorted table; its frames.
     fn file_without_key(&mut self, record: &FileRecord) -> u64 {
-        let Some(walked) = self.walk_file(file_name(record), 0) else { return 0 };
+        let path = record.file_name().path();
+        self.begin(&path);
+        let source = match Source::open(self.dir, &path) {
+            Ok(source) => source,
+            Err(error) => {
+                self.damage(error);
+                return 0;
+            }
+        };
+        let extent = &record.extent;
+        let part = extent.offset_bytes..extent.offset_bytes + extent.len_bytes;
+        let part = if record.extent.container == record.number { 0..source.len_bytes } else { part };
+        self.report.bytes += part.end - part.start;
+        let walked = walk_within(&source, record.file_name(), part, &mut self.meter);
         self.add(walked.damages);
         self.add(walked.unfinished);
         walked.frames
@@ -596,10 +609,6 @@ impl Verifier<'_> {
 
 fn section_frames(part: &SectionRef) -> u64 {
     u64::from(part.section.frames)
-}
-
-fn file_name(record: &FileRecord) -> FileName {
-    FileName::Table(record.extent.container)
 }
 
 /// The place that an error is about.

@@ -18,6 +18,15 @@ use crate::metrics::Meters;
 /// Bytes that are overwritten at a time when a file is erased.
 const ERASE_BYTES: usize = 64 << 10;
 
+/// A file that is to come in the place of another, or of none.
+pub(crate) struct Replacement {
+    /// What it is called,
+    pub(crate) name: String,
+    /// and what until it is whole.
+    pub(crate) temporary: String,
+    pub(crate) bytes: Vec<u8>,
+}
+
 /// A directory in which all names are relative.
 pub(crate) struct Directory {
     vfs: Arc<dyn Vfs>,
@@ -95,19 +104,50 @@ impl Directory {
         written
     }
 
+    /// As [`replace`](Directory::replace) for many files: all are written before the first is waited for, so that the system can make them durable
+    /// together. After an error some may have their names, and no temporary one is left.
+    pub(crate) fn replace_all(&self, replacements: &[Replacement]) -> Result<()> {
+        let staged = self.stage_all(replacements);
+        let renamed =
+            staged.and_then(|()| replacements.iter().try_for_each(|new| self.rename(&new.temporary, &new.name)));
+        if renamed.is_err() {
+            for new in replacements {
+                let _ = self.vfs.remove_file(&self.path(&new.temporary));
+            }
+        }
+        renamed
+    }
+
+    fn stage_all(&self, replacements: &[Replacement]) -> Result<()> {
+        let write = |new: &Replacement| {
+            let file = self.write_temporary(&new.temporary, &new.bytes)?;
+            file.begin_write_back(0, new.bytes.len() as u64);
+            Ok(file)
+        };
+        let files = replacements.iter().map(write).collect::<Result<Vec<_>>>()?;
+        let sync = |(file, new): (&Arc<dyn File>, &Replacement)| {
+            file.sync().map_err(|error| refused("sync", &new.temporary, error))
+        };
+        files.iter().zip(replacements).try_for_each(sync)
+    }
+
     /// Write a temporary file whose bytes are durable; its name is, once the directory is synced.
     pub(crate) fn stage(&self, temporary: &str, bytes: &[u8]) -> Result<()> {
-        // What a crash left of an earlier attempt is in the way of an exclusive create.
-        self.remove_if_there(temporary)?;
-        let file = self.create(temporary)?;
-        let written = file
-            .write_all_at(bytes, 0)
-            .map_err(|error| refused("write", temporary, error))
-            .and_then(|()| file.sync().map_err(|error| refused("sync", temporary, error)));
+        let written = self
+            .write_temporary(temporary, bytes)
+            .and_then(|file| file.sync().map_err(|error| refused("sync", temporary, error)));
         if written.is_err() {
             let _ = self.vfs.remove_file(&self.path(temporary));
         }
         written
+    }
+
+    fn write_temporary(&self, temporary: &str, bytes: &[u8]) -> Result<Arc<dyn File>> {
+        // What a crash left of an earlier attempt is in the way of an exclusive create.
+        self.remove_if_there(temporary)?;
+        let file = self.create(temporary)?;
+        file.write_all_at(bytes, 0).map_err(|error| refused("write", temporary, error))?;
+        Ok(file)
     }
 
     /// Rename a file over whatever had the new name.

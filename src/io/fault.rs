@@ -385,6 +385,9 @@ impl Vfs for FaultVfs {
         let room = self.faults.room.lock().as_ref().map(|room| room.free_bytes);
         Ok([room, self.inner.free_bytes(path)?].into_iter().flatten().min())
     }
+    fn open_files_max(&self) -> Option<usize> {
+        self.inner.open_files_max()
+    }
 
     fn check_private(&self, dir: &Path) -> io::Result<()> {
         self.before(Operation::CheckPrivate, &[dir])?;

@@ -104,6 +104,10 @@ pub trait Vfs: Send + Sync + Debug {
     fn free_bytes(&self, _path: &Path) -> io::Result<Option<u64>> {
         Ok(None)
     }
+    /// How many files this process may have open at a time; `None` if nothing limits it.
+    fn open_files_max(&self) -> Option<usize> {
+        None
+    }
     /// Refuse with [`io::ErrorKind::PermissionDenied`] a directory that others than its owner may write:
     /// they could swap its files between two looks at them.
     fn check_private(&self, dir: &Path) -> io::Result<()>;

@@ -190,6 +190,10 @@ impl Vfs for OsVfs {
         // What is left for those who are not root. A file system without blocks is one that does not count.
         Ok((status.f_blocks > 0).then(|| status.f_bavail.saturating_mul(status.f_frsize)))
     }
+    fn open_files_max(&self) -> Option<usize> {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current?;
+        usize::try_from(limit).ok()
+    }
 
     fn check_private(&self, dir: &Path) -> io::Result<()> {
         let mode = open_directory(dir)?.metadata()?.mode();

@@ -57,6 +57,7 @@ use crate::event::PermitEnd;
 use crate::format::Where;
 use crate::format::frame::FileHeader;
 use crate::io::{Scheduler, Signal, Tick};
+use crate::sync::{Empty, Seldom};
 use crate::types::{Generation, TableId};
 
 /// The unwrapped keys of a table: at least one, by generation.
@@ -190,7 +191,7 @@ pub(crate) enum News {
 pub(crate) struct TableLease {
     table: TableId,
     material: ArcSwapOption<KeySet>,
-    requests: Mutex<Requests>,
+    requests: Mutex<Seldom<Requests>>,
     landed: Signal,
 }
 
@@ -252,6 +253,14 @@ struct Refusal {
     source: ProviderError,
     /// Whether it was the service who was refused: then nobody else's success means anything.
     of_service: bool,
+}
+
+impl Empty for Requests {
+    fn empty() -> &'static Requests {
+        static EMPTY: Requests =
+            Requests { era: 0, users: BTreeMap::new(), users_max: 0, refused: None, news: Vec::new(), closed: false };
+        &EMPTY
+    }
 }
 
 enum Turn {
@@ -512,7 +521,7 @@ impl TableLease {
                 Some(Error::KeyUnavailable { source, .. }) => PermitEnd::Refused(source.clone()),
                 _ => PermitEnd::Idle,
             };
-            let Requests { users, news, .. } = &mut *requests;
+            let Requests { users, news, .. } = &mut **requests;
             if let Some(user) = users.get_mut(&permit.principal) {
                 // It stays what it is: one that ended by time may yet be prolonged.
                 user.not_stale(news);

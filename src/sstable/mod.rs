@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! TableWriter  (writer.rs)   sorted entries in, synced file and manifest record out
+//! Container    (container.rs) a file that many small tables share
 //! TableReader  (here)        get: filter, index, block through the cache, search
 //! TableCursor  (cursor.rs)   both ways
 //! ReadAhead    (ahead.rs)    many blocks with one read, opened on another core too
@@ -37,6 +38,7 @@ use crate::value::{Backing, Value};
 
 mod ahead;
 pub(crate) mod cache;
+mod container;
 mod cursor;
 mod index;
 mod verify;
@@ -44,6 +46,7 @@ mod writer;
 
 pub(crate) use ahead::{AheadTask, HelpQueue, Helper};
 pub(crate) use cache::BlockCache;
+pub(crate) use container::Container;
 pub(crate) use cursor::{ReadMode, TableCursor};
 pub(crate) use writer::{FinishedTable, TableWriter};
 
@@ -344,7 +347,7 @@ impl Source {
         let place = Where::new(name, extent.offset_bytes);
         let file_bytes = file.len_bytes().map_err(|source| Error::io("read length of", name, source))?;
         let end = extent.offset_bytes.checked_add(extent.len_bytes);
-        let alone = extent.container == record.number && extent.offset_bytes == 0;
+        let alone = extent.container == record.number;
         if end.is_none_or(|end| end > file_bytes) || alone && file_bytes != extent.len_bytes {
             return Err(place.tampered("the file is not as long as the manifest says"));
         }

@@ -25,7 +25,7 @@ use crate::format::table::{
 };
 use crate::io::{Entropy, File, Vfs};
 use crate::options::Compression;
-use crate::sstable::TableSettings;
+use crate::sstable::{Container, TableSettings};
 use crate::types::{
     FileKind, FileNumber, KEY_BYTES_MAX, Kind, Seq, Trailer, UserKey, VALUE_BYTES_MAX, VALUE_INLINE_BYTES_MAX,
 };
@@ -44,8 +44,6 @@ const OLDEST: Trailer = Trailer::new(Seq::ZERO, Kind::Put);
 
 /// Writes one sorted table.
 pub(crate) struct TableWriter {
-    vfs: Arc<dyn Vfs>,
-    path: PathBuf,
     output: Output,
     sealer: FileSealer,
     key: Arc<TableKey>,
@@ -104,10 +102,38 @@ impl TableWriter {
         let sealer =
             FileSealer::create(key, settings.suite, FileKind::Table, number, settings.table, entropy, &mut buffer)?;
         let file = vfs.create(path).map_err(|source| Error::io("create", name, source))?;
-        Ok(TableWriter {
-            vfs: vfs.clone(),
-            path: path.to_owned(),
-            output: Output { file, name: name.to_owned(), buffer, written_bytes: 0 },
+        let own = OwnFile { vfs: vfs.clone(), path: path.to_owned(), file, name: name.to_owned(), written_bytes: 0 };
+        Ok(TableWriter::with(Output { buffer, home: Home::Own(own) }, sealer, key, settings, number))
+    }
+
+    /// Write a small table that goes into `container` as a whole when it is [finished](TableWriter::finish), and into no file
+    /// before that. The container's owner syncs it.
+    ///
+    /// # Errors
+    /// `Io` if there is no randomness.
+    pub(crate) fn create_in(
+        container: &Arc<Container>,
+        key: &Arc<TableKey>,
+        settings: &TableSettings,
+        number: FileNumber,
+        entropy: &dyn Entropy,
+    ) -> Result<TableWriter> {
+        let mut buffer = Vec::new();
+        let sealer =
+            FileSealer::create(key, settings.suite, FileKind::Table, number, settings.table, entropy, &mut buffer)?;
+        let home = Home::Shared(container.clone());
+        Ok(TableWriter::with(Output { buffer, home }, sealer, key, settings, number))
+    }
+
+    fn with(
+        output: Output,
+        sealer: FileSealer,
+        key: &Arc<TableKey>,
+        settings: &TableSettings,
+        number: FileNumber,
+    ) -> TableWriter {
+        TableWriter {
+            output,
             sealer,
             key: key.clone(),
             settings: settings.clone(),
@@ -120,7 +146,7 @@ impl TableWriter {
             last_trailer: OLDEST,
             totals: Totals::default(),
             failed: false,
-        })
+        }
     }
 
     /// Append an entry; it must come after the last one in the engine's order.
@@ -137,7 +163,7 @@ impl TableWriter {
         self.sealer.len_bytes() + self.block.bytes() as u64
     }
 
-    /// Write what remains, and sync the file.
+    /// Write what remains, and sync the file if it is the table's own.
     ///
     /// # Errors
     /// `InvalidArgument` without entries: there is no empty table. `Io`. The file is removed after an error, as far as that is possible.
@@ -151,11 +177,13 @@ impl TableWriter {
         }
     }
 
-    /// Give the file up and remove it. If that fails, recovery removes it: no manifest names it.
+    /// Give the table up and remove its file. If that fails, recovery removes it: no manifest names it. Nothing of it has reached a file
+    /// that it would share with others.
     pub(crate) fn abandon(self) {
-        let TableWriter { vfs, path, output, .. } = self;
-        drop(output);
-        let _ = vfs.remove_file(&path);
+        if let Home::Own(OwnFile { vfs, path, file, .. }) = self.output.home {
+            drop(file);
+            let _ = vfs.remove_file(&path);
+        }
     }
 
     fn attempt<T>(&mut self, work: impl FnOnce(&mut TableWriter) -> Result<T>) -> Result<T> {
@@ -302,11 +330,11 @@ impl TableWriter {
         footer.len_bytes = self.sealer.len_bytes() + FOOTER_FRAME_BYTES as u64;
         let sealed = self.seal(FrameKind::Footer, Compression::None, &footer.encode())?;
         debug_assert_eq!(footer.len_bytes, self.sealer.len_bytes());
-        self.output.finish()?;
+        let (container, offset_bytes) = self.output.finish(self.number)?;
 
         let record = FileRecord {
             number: self.number,
-            extent: Extent { container: self.number, offset_bytes: 0, len_bytes: footer.len_bytes },
+            extent: Extent { container, offset_bytes, len_bytes: footer.len_bytes },
             salt: *self.sealer.salt(),
             final_tag: sealed.tag,
             generation: self.key.generation(),
@@ -467,37 +495,67 @@ impl IndexBuilder {
     }
 }
 
-/// The file and what has not reached it yet.
+/// What has not reached a file yet, and which that will be.
 struct Output {
+    buffer: Vec<u8>,
+    home: Home,
+}
+
+/// Where a table's bytes go.
+enum Home {
+    /// Into a file of its own, as they come.
+    Own(OwnFile),
+    /// Behind others, all at once.
+    Shared(Arc<Container>),
+}
+
+struct OwnFile {
+    vfs: Arc<dyn Vfs>,
+    path: PathBuf,
     file: Arc<dyn File>,
     name: String,
-    buffer: Vec<u8>,
     written_bytes: u64,
 }
 
 impl Output {
     fn drain_if_full(&mut self) -> Result<()> {
-        if self.buffer.len() >= WRITE_BYTES { self.drain() } else { Ok(()) }
+        match &mut self.home {
+            Home::Own(own) if self.buffer.len() >= WRITE_BYTES => own.drain(&mut self.buffer),
+            Home::Own(_) | Home::Shared(_) => Ok(()),
+        }
     }
 
-    fn drain(&mut self) -> Result<()> {
-        let start = self.written_bytes;
-        self.file.write_all_at(&self.buffer, start).map_err(|source| Error::io("write", &self.name, source))?;
-        self.written_bytes += self.buffer.len() as u64;
-        self.buffer.clear();
-        let mut from = start;
-        while from < self.written_bytes {
-            let len = WRITE_BACK_BYTES.min(self.written_bytes - from);
-            self.file.begin_write_back(from, len);
-            from += len;
+    /// Write what is left, and make all of it durable if the file is the table's own. Which file that is, and where in it the table begins.
+    fn finish(&mut self, number: FileNumber) -> Result<(FileNumber, u64)> {
+        match &mut self.home {
+            Home::Own(own) => {
+                own.drain(&mut self.buffer)?;
+                own.file.sync().map_err(|source| Error::io("sync", &own.name, source))?;
+                Ok((number, 0))
+            }
+            Home::Shared(container) => container.append(&self.buffer),
         }
+    }
+}
+
+impl OwnFile {
+    fn drain(&mut self, buffer: &mut Vec<u8>) -> Result<()> {
+        let start = self.written_bytes;
+        self.file.write_all_at(buffer, start).map_err(|source| Error::io("write", &self.name, source))?;
+        self.written_bytes += buffer.len() as u64;
+        buffer.clear();
+        write_back(&*self.file, start, self.written_bytes);
         Ok(())
     }
+}
 
-    /// Write what is left and make all of it durable.
-    fn finish(&mut self) -> Result<()> {
-        self.drain()?;
-        self.file.sync().map_err(|source| Error::io("sync", &self.name, source))
+/// Have the system begin to write this part of a file back.
+pub(super) fn write_back(file: &dyn File, start_bytes: u64, end_bytes: u64) {
+    let mut from = start_bytes;
+    while from < end_bytes {
+        let len = WRITE_BACK_BYTES.min(end_bytes - from);
+        file.begin_write_back(from, len);
+        from += len;
     }
 }
 

@@ -36,6 +36,7 @@ pub(crate) mod tests;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
 
@@ -55,12 +56,14 @@ pub(crate) struct TableFile {
     /// Its last user key.
     pub(crate) largest: UserKey,
     reader: ArcSwapOption<TableReader>,
+    /// Whether its reader was used since that was last asked.
+    used: AtomicBool,
 }
 
 impl TableFile {
     /// The file with this record and the bounds that its record carries sealed.
     pub(crate) fn new(record: FileRecord, smallest: UserKey, largest: UserKey) -> TableFile {
-        TableFile { record, smallest, largest, reader: ArcSwapOption::empty() }
+        TableFile { record, smallest, largest, reader: ArcSwapOption::empty(), used: AtomicBool::new(false) }
     }
 
     /// The file's number.
@@ -81,6 +84,19 @@ impl TableFile {
     /// The open reader, if there is one. Pinned without a shared count: meant for the length of one read.
     pub(crate) fn reader(&self) -> arc_swap::Guard<Option<Arc<TableReader>>> {
         self.reader.load()
+    }
+
+    /// Note that the reader was used. Writes nothing if that is known already, so that readers share the line of memory.
+    #[inline]
+    pub(crate) fn note_use(&self) {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the reader was used since this was last asked.
+    pub(crate) fn take_use(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
     }
 
     /// Keep a reader, or with `None` let it go once its last reads have ended.

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::Where;
 use crate::format::log::LogPoint;
 use crate::format::manifest::{Edit, FileRecord, GrantRecord, KeyPin, ParkedRecord, Schedule, TableRecord, TrailHead};
+use crate::sync::{Empty, Seldom};
 use crate::types::{Epoch, FileNumber, LEVELS, Seq, Slot, StoreId};
 
 /// Everything that the manifest says, after so many edits.
@@ -45,6 +46,8 @@ pub(crate) struct State {
     pub trail: Option<TrailHead>,
     /// What the sorted tables of all tables add up to, by level.
     pub levels: [LevelTotal; LEVELS],
+    /// The creator that was named last, whose name others share.
+    pub last_creator: Option<Arc<str>>,
 }
 
 /// Sorted tables of one level.
@@ -92,27 +95,33 @@ pub(crate) struct TableMeta {
     pub flushed: Seq,
     /// Sorted tables with their levels.
     pub files: BTreeMap<FileNumber, (u8, Arc<FileRecord>)>,
+    /// What is so of few tables.
+    pub rare: Seldom<Rare>,
+    /// Who created it, as that principal is shown; none if it was created before that was recorded.
+    pub creator: Option<Arc<str>>,
+}
+
+/// What is so of few tables.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Rare {
     /// Wall time since when its master key is refused, if it is.
     pub inaccessible_since_ms: Option<u64>,
     /// When its key is to be rotated by itself.
     pub schedule: Option<Schedule>,
     /// Wall times of the last changes of its master key, oldest first.
     pub key_changes_ms: Vec<u64>,
-    /// Who created it, as that principal is shown; empty if it was created before that was recorded.
-    pub creator: String,
+}
+
+impl Empty for Rare {
+    fn empty() -> &'static Rare {
+        static EMPTY: Rare = Rare { inaccessible_since_ms: None, schedule: None, key_changes_ms: Vec::new() };
+        &EMPTY
+    }
 }
 
 impl TableMeta {
     fn new(record: Arc<TableRecord>) -> TableMeta {
-        TableMeta {
-            record,
-            flushed: Seq::ZERO,
-            files: BTreeMap::new(),
-            inaccessible_since_ms: None,
-            schedule: None,
-            key_changes_ms: Vec::new(),
-            creator: String::new(),
-        }
+        TableMeta { record, flushed: Seq::ZERO, files: BTreeMap::new(), rare: Seldom::default(), creator: None }
     }
 
     /// The edits, beside the record, that make this table's part of the picture again.
@@ -123,12 +132,10 @@ impl TableMeta {
             level: *level,
             file: (**file).clone(),
         }));
-        edits.extend(self.inaccessible_since_ms.map(|ms| Edit::Access { slot, since_ms: Some(ms) }));
-        edits.extend(self.schedule.map(|schedule| Edit::Schedule { slot: Some(slot), schedule: Some(schedule) }));
-        edits.extend(self.key_changes_ms.iter().map(|&at_ms| Edit::KeyChanged { slot, at_ms }));
-        if !self.creator.is_empty() {
-            edits.push(Edit::Creator { slot, principal: self.creator.clone() });
-        }
+        edits.extend(self.rare.inaccessible_since_ms.map(|ms| Edit::Access { slot, since_ms: Some(ms) }));
+        edits.extend(self.rare.schedule.map(|schedule| Edit::Schedule { slot: Some(slot), schedule: Some(schedule) }));
+        edits.extend(self.rare.key_changes_ms.iter().map(|&at_ms| Edit::KeyChanged { slot, at_ms }));
+        edits.extend(self.creator.as_ref().map(|creator| Edit::Creator { slot, principal: creator.to_string() }));
         edits.into_iter()
     }
 }
@@ -172,6 +179,7 @@ impl State {
             system_schedule: None,
             trail: None,
             levels: [LevelTotal::default(); LEVELS],
+            last_creator: None,
         }
     }
 
@@ -257,7 +265,7 @@ impl State {
                 self.tables.remove(&slot);
             }
             Edit::AddFile { slot, level, file } => {
-                self.next_file = self.next_file.max(next_file(file.number, place)?);
+                self.next_file = self.next_file.max(next_file(file.number.max(file.extent.container), place)?);
                 if usize::from(level) >= LEVELS {
                     return Err(contradiction(place, "a sorted table at a level that does not exist"));
                 }
@@ -296,7 +304,7 @@ impl State {
                 self.last_seq = self.last_seq.max(seq);
             }
             Edit::PictureEnds => {}
-            Edit::Access { slot, since_ms } => self.table(slot, place)?.inaccessible_since_ms = since_ms,
+            Edit::Access { slot, since_ms } => self.table(slot, place)?.rare.inaccessible_since_ms = since_ms,
             Edit::Park(record) => {
                 self.next_file = self.next_file.max(next_file(record.number, place)?);
                 self.table(record.slot, place)?;
@@ -309,10 +317,10 @@ impl State {
                     return Err(contradiction(place, "a file of parked sections that does not exist is removed"));
                 }
             }
-            Edit::Schedule { slot: Some(slot), schedule } => self.table(slot, place)?.schedule = schedule,
+            Edit::Schedule { slot: Some(slot), schedule } => self.table(slot, place)?.rare.schedule = schedule,
             Edit::Schedule { slot: None, schedule } => self.system_schedule = schedule,
             Edit::KeyChanged { slot, at_ms } => {
-                let changes = &mut self.table(slot, place)?.key_changes_ms;
+                let changes = &mut self.table(slot, place)?.rare.key_changes_ms;
                 changes.push(at_ms);
                 if changes.len() > KEY_CHANGES_MAX {
                     changes.remove(0);
@@ -321,7 +329,15 @@ impl State {
             Edit::TrailHead(head) => self.trail = Some(head),
             Edit::Grant(grant) => drop(self.grants.insert(grant.key_arn.clone(), Arc::from(grant))),
             Edit::GrantEnded { key_arn } => drop(self.grants.remove(&key_arn)),
-            Edit::Creator { slot, principal } => self.table(slot, place)?.creator = principal,
+            Edit::Creator { slot, principal } => {
+                // Most tables have the creator of the one before.
+                let creator = match &self.last_creator {
+                    Some(creator) if **creator == *principal => creator.clone(),
+                    _ => Arc::from(principal),
+                };
+                self.last_creator = Some(creator.clone());
+                self.table(slot, place)?.creator = Some(creator);
+            }
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ use crate::world::{Contents, Dice, World, contents, setting, tiny_table};
 /// What is done to a store before the crash.
 type Workload = fn(&mut Recorder, &mut Dice);
 
-const WORKLOADS: [(&str, Workload); 11] = [
+const WORKLOADS: [(&str, Workload); 12] = [
     ("single writes", single_writes),
     ("batches over three tables", batches),
     ("flush and compaction behind the writes", churn),
@@ -39,6 +39,7 @@ const WORKLOADS: [(&str, Workload); 11] = [
     ("tables go to other master keys", rewrapped),
     ("table keys rotate", rotated),
     ("many log segments without a sync", unsynced),
+    ("many small tables share files", shared),
 ];
 
 /// The same, where a table's key is refused for a while.
@@ -174,6 +175,25 @@ fn idle(recorder: &mut Recorder, dice: &mut Dice) {
         for _ in 0..3 {
             recorder.pass(200_000);
         }
+    }
+}
+
+fn shared(recorder: &mut Recorder, dice: &mut Dice) {
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    recorder.create_tables(&names, &tiny_table(1));
+    for round in 0..5 {
+        let in_use = if round < 3 { 8 } else { 4 };
+        for _ in 0..14 {
+            let (len, table) = (dice.below(50), names[dice.below(in_use)]);
+            single_write(recorder, dice, table, len, 10);
+        }
+        recorder.flush();
+        // What is left of the first containers is carried over.
+        if round == 2 {
+            names[5..].iter().for_each(|name| recorder.drop_table(name));
+        }
+        recorder.pass(200);
+        recorder.pass(200);
     }
 }
 

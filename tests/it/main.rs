@@ -24,6 +24,7 @@ mod key_faults;
 mod kill;
 mod kms;
 mod layers;
+mod many;
 mod memory;
 mod metrics;
 mod model;

@@ -5,26 +5,40 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicIsize, Ordering};
 
 use strongroom::options::StoreOptions;
 use strongroom::{Error, LocalKms, Store, Table, TableOptions, Unlock};
 
 use crate::world::{Dice, files_below};
 
-/// The system's allocator, counting what each thread asks it for.
+/// The system's allocator, counting what each thread asks it for, and what all of them have.
 struct Counting;
 
 thread_local!(static ALLOCATIONS: Cell<u64> = const { Cell::new(0) });
+static BYTES: AtomicIsize = AtomicIsize::new(0);
+
+/// What the process has allocated and not freed, as its allocator rounds it.
+pub fn allocated_bytes() -> isize {
+    BYTES.load(Ordering::Relaxed)
+}
+
+/// As glibc does: eight bytes in front, in units of sixteen.
+fn rounded(bytes: usize) -> isize {
+    (bytes + 8).next_multiple_of(16).max(32) as isize
+}
 
 // SAFETY: everything is passed on as it is.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        BYTES.fetch_add(rounded(layout.size()), Ordering::Relaxed);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        BYTES.fetch_sub(rounded(layout.size()), Ordering::Relaxed);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.dealloc(memory, layout) }
     }

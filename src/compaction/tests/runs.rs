@@ -120,6 +120,7 @@ impl World {
             numbers,
             file_bytes,
             sync_directories: true,
+            container: None,
         }
     }
 

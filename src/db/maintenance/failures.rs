@@ -53,7 +53,15 @@ impl Background {
     }
 
     pub(super) fn note_success(&self, kind: JobKind, slot: Slot) {
-        self.failures.lock().remove(&(kind, slot));
+        self.note_successes(kind, std::iter::once(slot));
+    }
+
+    /// The same for many tables at once, so that who waits is woken once.
+    pub(super) fn note_successes(&self, kind: JobKind, slots: impl Iterator<Item = Slot>) {
+        {
+            let mut failures = self.failures.lock();
+            slots.for_each(|slot| drop(failures.remove(&(kind, slot))));
+        }
         self.progress.raise();
     }
 

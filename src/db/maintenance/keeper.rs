@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::db::Engine;
-use crate::db::catalog::TableState;
 use crate::error::{Error, Result};
 use crate::format::log::LogPoint;
 use crate::format::manifest::Edit;
@@ -95,6 +94,9 @@ impl Task for Keeper {
                 let _ = engine.attest_trail(false);
             }
             engine.readers.remove_obsolete();
+            if engine.readers.has_sparse() {
+                engine.background.work.raise();
+            }
         }
         let deadline = engine.env.clock.tick().after(KEEPER_PERIOD);
         Step::Wait { signal, seen, clock: engine.env.clock.clone(), deadline: Some(deadline) }
@@ -155,13 +157,7 @@ impl Engine {
     /// Freeze the memtables that hold the oldest segment while the log is over its limit.
     fn relieve_log(&self) {
         let Some(oldest) = self.segment_to_relieve() else { return };
-        let owners: Vec<_> = {
-            let dirty = self.background.dirty.lock();
-            let begins = |table: &&Arc<TableState>| {
-                table.view.load().as_ref().is_some_and(|view| view.active.first_segment() == Some(oldest))
-            };
-            dirty.tables().filter(begins).cloned().collect()
-        };
+        let owners = self.background.dirty.lock().beginning_in(oldest);
         let _writer = self.writer.lock();
         owners.iter().for_each(|table| self.freeze(table));
     }

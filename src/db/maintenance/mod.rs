@@ -10,6 +10,7 @@
 //! custodian  tables whose key is refused leave memory, and the log if it must go (access.rs, park.rs)
 //! prober     asks whether refused keys are back; it too asks providers (access.rs)
 //! ahead      opens blocks ahead of scans (sstable/ahead.rs)
+//! unflushed  what is in memory, in the orders in which it is asked for
 //! pressure   what memtables cost, and when writers are slowed; throttle, by how much
 //! space      room on the disk: what would not fit is not begun
 //! failures   what became of jobs that failed
@@ -21,6 +22,7 @@
 //! Only the log and the manifest poison the store.
 
 mod admission;
+mod carry;
 mod compact;
 mod failures;
 mod flush;
@@ -32,8 +34,9 @@ mod space;
 #[cfg(test)]
 mod tests;
 mod throttle;
+mod unflushed;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -41,16 +44,15 @@ use parking_lot::Mutex;
 
 pub(super) use self::compact::Compactor;
 use self::failures::{Failure, JobKind};
-use self::flush::FlushItem;
 pub(super) use self::flush::Flusher;
 pub(super) use self::keeper::{Keeper, Ticker};
 use self::merges::Compactions;
-use self::pressure::Dirty;
 use self::rotate::Rotations;
 pub(super) use self::rotate::Rotator;
 use self::space::Space;
 pub(in crate::db) use self::throttle::Bucket;
 use self::throttle::Drain;
+use self::unflushed::{Dirty, FlushItem, Frozen};
 use super::Engine;
 use super::access::Custody;
 use super::catalog::{TableState, View};
@@ -96,7 +98,7 @@ pub(crate) struct Background {
     /// Bytes of frozen memtables, which will be gone without anything being done about it.
     frozen_bytes: AtomicUsize,
     /// Frozen memtables, oldest first.
-    flushes: Mutex<VecDeque<FlushItem>>,
+    flushes: Mutex<Frozen>,
     /// How often memtables were taken off that queue unflushed.
     withdrawals: AtomicU64,
     compactions: Mutex<Compactions>,
@@ -289,6 +291,7 @@ impl Engine {
             numbers: Arc::new(move || engine.next_table_file()),
             file_bytes: self.options.table_file_bytes,
             sync_directories: false,
+            container: None,
         }
     }
 
@@ -303,7 +306,7 @@ impl Engine {
     fn discard<'a>(&self, files: impl Iterator<Item = &'a FinishedTable>) {
         // If the manifest was being written, it may name them after all. Then they stay, and the next open knows.
         if self.poison.get().is_none() {
-            files.for_each(|file| drop(self.dir.remove(&FileName::Table(file.record.number).path())));
+            files.for_each(|file| drop(self.dir.remove(&file.record.file_name().path())));
         }
     }
 

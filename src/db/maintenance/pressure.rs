@@ -9,7 +9,7 @@
 //! Memory is one bucket for all, filled at the rate of flushes; every table with too many level-0 files has a bucket of its own, filled at the
 //! rate at which such files are merged away. Who writes to neither pays nothing, and looks at no clock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -44,58 +44,6 @@ impl Reason {
     }
 }
 
-/// Tables whose active memtable has entries, the largest at hand.
-#[derive(Default)]
-pub(super) struct Dirty {
-    tables: BTreeMap<Slot, (u32, Arc<TableState>)>,
-    by_size: BTreeSet<(u32, Slot)>,
-}
-
-impl Dirty {
-    /// A table has an active memtable of so many bytes.
-    fn note(&mut self, table: &Arc<TableState>, bytes: usize) {
-        let (class, slot) = (size_class(bytes), table.slot);
-        match self.tables.get_mut(&slot) {
-            Some((known, _)) if *known == class => return,
-            Some((known, _)) => {
-                self.by_size.remove(&(std::mem::replace(known, class), slot));
-            }
-            None => {
-                self.tables.insert(slot, (class, table.clone()));
-            }
-        }
-        self.by_size.insert((class, slot));
-    }
-
-    pub(super) fn remove(&mut self, slot: Slot) {
-        if let Some((class, _)) = self.tables.remove(&slot) {
-            self.by_size.remove(&(class, slot));
-        }
-    }
-
-    /// The largest, but for a quarter.
-    fn largest(&self) -> Option<Arc<TableState>> {
-        let (_, slot) = self.by_size.last()?;
-        self.tables.get(slot).map(|(_, table)| table.clone())
-    }
-
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.tables.len()
-    }
-
-    pub(super) fn tables(&self) -> impl Iterator<Item = &Arc<TableState>> {
-        self.tables.values().map(|(_, table)| table)
-    }
-}
-
-/// Four classes between a power of two and the next, so that a memtable changes its class seldom as it grows.
-fn size_class(bytes: usize) -> u32 {
-    let bytes = bytes.max(4);
-    let exponent = bytes.ilog2();
-    exponent * 4 + (bytes >> (exponent - 2)) as u32 % 4
-}
-
 impl Engine {
     /// Account for what a group added to a memtable.
     pub(crate) fn charge(&self, table: &Arc<TableState>, memory: &Memory, segment: FileNumber) {
@@ -106,7 +54,8 @@ impl Engine {
         }
         if begins || grown > 0 {
             self.background.memory_bytes.fetch_add(grown, Ordering::Relaxed);
-            self.background.dirty.lock().note(table, memory.charged_bytes());
+            let first = memory.first_segment().unwrap_or(segment);
+            self.background.dirty.lock().note(table, memory.charged_bytes(), first);
         }
     }
 
@@ -115,7 +64,7 @@ impl Engine {
         if let Some(segment) = memory.first_segment() {
             self.background.memory_bytes.fetch_add(memory.uncharged_bytes(), Ordering::Relaxed);
             self.background.hold_segment(segment);
-            self.background.dirty.lock().note(table, memory.charged_bytes());
+            self.background.dirty.lock().note(table, memory.charged_bytes(), segment);
         }
     }
 
@@ -265,6 +214,9 @@ impl Engine {
         let full = tables.iter().filter(is_full).map(|seat| seat.table.slot).collect();
         if let Some(error) = self.background.failure(JobKind::Compaction, &full) {
             return Some(error);
+        }
+        if !self.background.failures.lock().keys().any(|(kind, _)| *kind == JobKind::Flush) {
+            return None;
         }
         let to_flush: BTreeSet<Slot> = self.background.flushes.lock().iter().map(|item| item.table.slot).collect();
         let failures = self.background.failures.lock();

@@ -276,7 +276,7 @@ impl Engine {
         };
         let now_ms = self.env.clock.wall_ms();
         let changes = self.manifest.with_state(|state| {
-            state.tables.get(&table.slot).map(|meta| meta.key_changes_ms.clone()).unwrap_or_default()
+            state.tables.get(&table.slot).map(|meta| meta.rare.key_changes_ms.clone()).unwrap_or_default()
         });
         match wait_ms(limit, table.created_ms, &changes, now_ms) {
             Ok(()) => Ok(()),

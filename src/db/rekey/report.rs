@@ -201,7 +201,7 @@ impl Engine {
                 delays.push(Delay::Log { segment, tables });
             }
         }
-        let since_ms = self.manifest.with_state(|state| state.tables.get(&table.slot)?.inaccessible_since_ms);
+        let since_ms = self.manifest.with_state(|state| state.tables.get(&table.slot)?.rare.inaccessible_since_ms);
         if let Some(since_ms) = since_ms.filter(|_| !used.is_only(newest)) {
             delays.push(Delay::Inaccessible { since_ms });
         }

@@ -51,7 +51,7 @@ impl Schedules {
     /// The schedules of a store that is being opened.
     pub(in crate::db) fn take_in(&self, state: &State) {
         let tables = state.tables.iter().filter(|(_, meta)| !meta.record.dropping);
-        let tables = tables.filter_map(|(slot, meta)| Some((*slot, meta.schedule?)));
+        let tables = tables.filter_map(|(slot, meta)| Some((*slot, meta.rare.schedule?)));
         for (slot, schedule) in tables.chain(state.system_schedule.map(|schedule| (SYSTEM, schedule))) {
             self.set(slot, Some(schedule), 0);
         }
@@ -99,7 +99,8 @@ impl Store {
     /// [`Error::TableNotFound`].
     pub fn rotation_schedule(&self, name: &str) -> Result<Option<(Duration, u64)>> {
         let slot = self.table(name)?.state().slot;
-        let schedule = self.handle.manifest.with_state(|state| state.tables.get(&slot).and_then(|meta| meta.schedule));
+        let schedule =
+            self.handle.manifest.with_state(|state| state.tables.get(&slot).and_then(|meta| meta.rare.schedule));
         Ok(schedule.map(|schedule| (Duration::from_millis(schedule.every_ms), schedule.next_ms)))
     }
 }

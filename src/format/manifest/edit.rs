@@ -37,6 +37,8 @@
 //! A file's key bounds stand here as the sealed frame that they are in the file: opaque until the table's key is there.
 //! Numbers are never reused; a reader that does not know one refuses the manifest.
 
+use std::sync::Arc;
+
 use crate::crypto::{Commitment, Salt, Suite, Tag};
 use crate::format::FileName;
 use crate::format::codec::{Decoded, Put, Reader, Refusal, require};
@@ -255,8 +257,8 @@ pub(crate) struct TableRecord {
     pub(crate) slot: Slot,
     /// Its identity.
     pub(crate) id: TableId,
-    /// Its name.
-    pub(crate) name: String,
+    /// Its name; shared, since whoever keeps it open needs it too.
+    pub(crate) name: Arc<str>,
     /// Wall time of its creation.
     pub(crate) created_ms: u64,
     /// How it is sealed.
@@ -300,7 +302,7 @@ impl TableRecord {
     fn decode(reader: &mut Reader<'_>) -> Decoded<TableRecord> {
         let slot = Slot(reader.u32()?);
         let id = TableId::from_bytes(reader.array()?);
-        let name = reader.string(TABLE_NAME_BYTES_MAX)?;
+        let name: Arc<str> = reader.string(TABLE_NAME_BYTES_MAX)?.into();
         let created_ms = reader.u64()?;
         let suite = decode_suite(reader)?;
         let compression = decode_number(reader, "compression", Compression::from_u8)?;
@@ -333,7 +335,7 @@ impl TableRecord {
 /// Where the bytes of a sorted table lie.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Extent {
-    /// The file that contains it; so far always the sorted table's own.
+    /// The file that contains it: the sorted table's own if it has the table's number, and one of several tables otherwise.
     pub(crate) container: FileNumber,
     /// Where in that file it begins.
     pub(crate) offset_bytes: u64,
@@ -373,6 +375,14 @@ pub(crate) struct FileRecord {
 }
 
 impl FileRecord {
+    /// The file that it lies in.
+    pub(crate) fn file_name(&self) -> FileName {
+        match self.extent.container {
+            own if own == self.number => FileName::Table(own),
+            container => FileName::Container(container),
+        }
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64(self.number.0);
         out.put_u64(self.extent.container.0);
@@ -395,7 +405,7 @@ impl FileRecord {
         let number = FileNumber(reader.u64()?);
         let container = FileNumber(reader.u64()?);
         let (offset_bytes, len_bytes) = (reader.u64()?, reader.u64()?);
-        require(offset_bytes.checked_add(len_bytes).is_some())?;
+        require(offset_bytes.checked_add(len_bytes).is_some() && (container != number || offset_bytes == 0))?;
         let salt = Salt::from_bytes(reader.array()?);
         let final_tag = reader.array()?;
         let generation = Generation(reader.u32()?);

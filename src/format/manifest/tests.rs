@@ -34,7 +34,7 @@ pub(crate) fn record() -> TableRecord {
     TableRecord {
         slot: Slot(3),
         id: TABLE,
-        name: "größen".to_owned(),
+        name: "größen".into(),
         created_ms: 1_790_000_000_000,
         suite: Suite::ChaCha20Poly1305,
         compression: Compression::Lz4,
@@ -198,8 +198,8 @@ fn records_that_contradict_themselves_are_refused() {
         change(&mut record);
         refused(Edit::CreateTable(Box::new(record)))
     };
-    assert_eq!(table(&|record| record.name.clear()), Refusal::Malformed);
-    assert_eq!(table(&|record| record.name = "x".repeat(TABLE_NAME_BYTES_MAX + 1)), Refusal::Malformed);
+    assert_eq!(table(&|record| record.name = "".into()), Refusal::Malformed);
+    assert_eq!(table(&|record| record.name = "x".repeat(TABLE_NAME_BYTES_MAX + 1).into()), Refusal::Malformed);
     assert_eq!(table(&|record| record.id = TableId::SYSTEM), Refusal::Malformed);
     assert_eq!(table(&|record| record.block_bytes = 1), Refusal::Malformed);
     assert_eq!(table(&|record| record.filter_bits_per_key = 33), Refusal::Malformed);

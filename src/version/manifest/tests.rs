@@ -54,7 +54,7 @@ impl World {
         let record = TableRecord {
             slot: Slot(slot),
             id: TableId::from_bytes([slot as u8; 16]),
-            name: format!("table {slot}"),
+            name: format!("table {slot}").into(),
             created_ms: 1,
             suite: Suite::Aes256Gcm,
             compression: Compression::Lz4,

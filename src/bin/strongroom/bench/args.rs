@@ -44,6 +44,9 @@ pub struct Bench {
     /// make as many bytes as those of the first
     #[arg(long, value_name = "BYTES", value_delimiter = ',', default_value = "100", value_parser = size)]
     pub value_size: Vec<u64>,
+    /// Tables that filltables spreads its entries over
+    #[arg(long, value_name = "COUNT", default_value = "10000")]
+    pub tables: NonZeroU64,
     /// Threads that run a workload at the same time
     #[arg(long, value_name = "COUNT", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: u16,

@@ -106,8 +106,11 @@ impl Worker<'_> {
     fn run(&mut self, order: Order) -> Result<Record> {
         let Order { workload, value_bytes, round } = order;
         let noise = Noise::new(self.args.seed, value_bytes as usize);
-        if workload == Workload::Fillsync {
-            let site = self.site("synced")?;
+        if workload.is_apart() {
+            let mut site = self.site("apart")?;
+            if workload == Workload::Filltables {
+                site.add_tables(self.args.tables.get(), &self.table_options())?;
+            }
             let record = self.time(order, &site, &noise, &AtomicU64::new(0))?;
             site.remove()?;
             return Ok(record);
@@ -143,6 +146,10 @@ impl Worker<'_> {
 
     fn site(&self, name: &str) -> Result<Site> {
         let options = StoreOptions { cache_bytes: self.args.cache_size as usize, ..StoreOptions::default() };
+        Site::create(self.folder.join(name), self.suite, options, self.table_options())
+    }
+
+    fn table_options(&self) -> TableOptions {
         let mut table =
             TableOptions::new().block_bytes(self.args.block_size as usize).compression(match self.args.compression {
                 CompressionName::None => Compression::None,
@@ -153,21 +160,21 @@ impl Worker<'_> {
             SuiteName::Aes256Gcm => table = table.cipher(Cipher::Aes256Gcm),
             SuiteName::ChaCha20Poly1305 => table = table.cipher(Cipher::ChaCha20Poly1305),
         }
-        Site::create(self.folder.join(name), self.suite, options, table)
+        table
     }
 
     /// Run a workload and say what came out.
     fn time(&self, order: Order, site: &Site, noise: &Noise, entries: &AtomicU64) -> Result<Record> {
         let Order { workload, value_bytes, round } = order;
         let full = self.args.entries_of(value_bytes);
-        let asked = self.args.operations.map(u64::from).filter(|_| !workload.fills());
-        let deadline = self.args.duration.filter(|_| !workload.fills());
+        let fills = workload.fills() || workload == Workload::Filltables;
+        let asked = self.args.operations.map(u64::from).filter(|_| !fills);
+        let deadline = self.args.duration.filter(|_| !fills);
         let operations = match deadline {
             Some(_) => u64::MAX,
             None => asked.unwrap_or(workload.operations(full)),
         };
-        let present =
-            if workload.fills() || workload == Workload::Fillsync { full } else { entries.load(Ordering::Relaxed) };
+        let present = if workload.fills() || workload.is_apart() { full } else { entries.load(Ordering::Relaxed) };
         let run = Run {
             workload,
             site,
@@ -255,7 +262,12 @@ struct Site {
     path: PathBuf,
     store: Store,
     table: Table,
+    /// Those of `filltables`.
+    many: Vec<Table>,
 }
+
+/// Tables that are made at once.
+const TABLES_AT_ONCE: usize = 1000;
 
 impl Site {
     fn create(path: PathBuf, suite: SuiteName, options: StoreOptions, table: TableOptions) -> Result<Site> {
@@ -264,7 +276,16 @@ impl Site {
         let builder = Store::builder(&path).key_provider(kms).options(options);
         let store = if suite == SuiteName::None { unsealed(builder)? } else { builder }.create()?;
         let table = store.create_table("entries", table)?;
-        Ok(Site { path, store, table })
+        Ok(Site { path, store, table, many: Vec::new() })
+    }
+
+    fn add_tables(&mut self, count: u64, options: &TableOptions) -> Result<()> {
+        let names: Vec<String> = (0..count).map(|number| format!("table {number}")).collect();
+        for names in names.chunks(TABLES_AT_ONCE) {
+            let tables: Vec<_> = names.iter().map(|name| (name.as_str(), options.clone())).collect();
+            self.many.extend(self.store.create_tables(&tables)?);
+        }
+        Ok(())
     }
 
     fn remove(self) -> Result<()> {
@@ -481,6 +502,11 @@ impl<'a> Actor<'a> {
             Fillseq => self.put(self.start + self.done, Durability::Buffered)?,
             Fillrandom => self.put(run.shuffle.at(self.start + self.done), Durability::Buffered)?,
             Fillsync => self.put(run.shuffle.at((self.start + self.done) % run.present), Durability::Sync)?,
+            Filltables => {
+                let number = run.shuffle.at(self.start + self.done);
+                self.compose(number);
+                run.site.many[(number % run.site.many.len() as u64) as usize].put(&self.key, &self.value)?;
+            }
             Fillbatch => return self.put_batch(room.min(BATCH)),
             Overwrite => {
                 let number = self.random.below(run.present);

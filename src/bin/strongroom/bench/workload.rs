@@ -32,6 +32,8 @@ pub enum Workload {
     Readwhilewriting,
     /// As fillrandom, each write on the medium before the next; a thousandth of the entries, in a table of their own
     Fillsync,
+    /// As fillrandom, over many tables of their own: each entry goes to another one
+    Filltables,
     /// Half reads, half updates; zipfian
     YcsbA,
     /// 95 % reads, 5 % updates; zipfian
@@ -68,6 +70,11 @@ impl Workload {
     pub fn writes(self) -> bool {
         use Workload::*;
         !matches!(self, Readrandom | Readmissing | Readseq | Seekrandom | YcsbC)
+    }
+
+    /// Whether it writes into a store of its own, which is removed afterwards.
+    pub fn is_apart(self) -> bool {
+        matches!(self, Workload::Fillsync | Workload::Filltables)
     }
 
     /// How many operations it has, unless somebody says so.

@@ -1,0 +1,168 @@
+//! What keeps containers from being mostly dead: the tables in them that live are carried into another one, byte for byte.
+//!
+//! ```text
+//! sst/22/000034.set   a │ B │ c │ d │ E │ f         capitals live; less than half of the bytes do
+//! sst/23/000291.set   B │ E                         copied as they are, synced, directory synced
+//!                     one manifest append: each removed from where it was and added where it is now
+//!                     then the old file goes, once nobody looks at it any more
+//! ```
+//! No key is needed, for where a table lies is not part of what is sealed: so tables whose key is refused or not in memory are carried, too.
+//!
+//! **The bound.** A container is carried when more than half of it is dead, so what is carried is never more than what became dead
+//! since it was written: dead bytes cost at most one more write each, and all containers together take at most twice what lives in them, but
+//! for those whose turn it is. A container of which something cannot be read or written stays as it is until the store is next opened.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Writing;
+use super::flush::Flusher;
+use crate::compaction::run::sync_directories;
+use crate::crypto::TAG_BYTES;
+use crate::db::Engine;
+use crate::db::catalog::{TableState, View};
+use crate::db::park::Loading;
+use crate::error::{Error, Result};
+use crate::format::codec::Where;
+use crate::format::frame::{FileHeader, HEADER_BYTES};
+use crate::format::manifest::{Edit, Extent, FileRecord};
+use crate::sstable::Container;
+use crate::types::{FileNumber, Slot};
+use crate::version::{Change, TableFile};
+
+/// A table that was copied.
+struct Carried {
+    slot: Slot,
+    old: Arc<FileRecord>,
+    new: FileRecord,
+}
+
+impl Flusher {
+    /// Carry one container over, if one is mostly dead; whether there was one.
+    pub(super) fn carry_one(&self) -> bool {
+        let engine = self.engine();
+        let Some(container) = engine.readers.take_sparse() else { return false };
+        if engine.background.paused.load(Ordering::SeqCst) {
+            return false;
+        }
+        let Some(_writing) = Writing::begin(engine) else { return false };
+        if engine.carry_tables(container).is_err() {
+            engine.readers.leave_as_it_is(container);
+        }
+        true
+    }
+}
+
+impl Engine {
+    fn carry_tables(self: &Arc<Engine>, container: FileNumber) -> Result<()> {
+        let target = self.new_container();
+        let carried = self.copy_tables(container, &target).and_then(|carried| {
+            target.sync()?;
+            sync_directories(&self.dir, target.number().into_iter())?;
+            Ok(carried)
+        });
+        let named = carried.and_then(|carried| self.install_carried(&carried, &target));
+        if !matches!(named, Ok(1..)) && self.poison.get().is_none() {
+            target.abandon();
+        }
+        named.map(drop)
+    }
+
+    /// Copy what of a container the manifest names.
+    fn copy_tables(&self, container: FileNumber, target: &Container) -> Result<Vec<Carried>> {
+        let tables = self.readers.tables_in(container);
+        let named: Vec<(Slot, Arc<FileRecord>)> = self.manifest.with_state(|state| {
+            let record = |(number, slot): &(FileNumber, Slot)| {
+                let (_, record) = state.tables.get(slot)?.files.get(number)?;
+                (record.extent.container == container).then(|| (*slot, record.clone()))
+            };
+            tables.iter().filter_map(record).collect()
+        });
+        let Some(name) = named.first().map(|(_, record)| record.file_name().path()) else { return Ok(Vec::new()) };
+        let file = self.dir.open(&name)?;
+        let mut carried = Vec::with_capacity(named.len());
+        for (slot, old) in named {
+            let Extent { offset_bytes, len_bytes, .. } = old.extent;
+            let place = Where::new(&name, offset_bytes);
+            let file_bytes = file.len_bytes().map_err(|source| Error::io("read length of", &name, source))?;
+            if offset_bytes + len_bytes > file_bytes {
+                return Err(place.tampered("the file is not as long as the manifest says"));
+            }
+            let mut bytes = vec![0; len_bytes as usize];
+            file.read_exact_at(&mut bytes, offset_bytes).map_err(|source| Error::io("read", &name, source))?;
+            // What rotted meanwhile must be found where it rotted.
+            let header = FileHeader::decode(&bytes, &place)?;
+            if bytes.len() < HEADER_BYTES + TAG_BYTES || header.salt != old.salt || !bytes.ends_with(&old.final_tag) {
+                return Err(place.tampered("this is not the table that the manifest names"));
+            }
+            let (container, offset_bytes) = target.append(&bytes)?;
+            let new = FileRecord { extent: Extent { container, offset_bytes, len_bytes }, ..(*old).clone() };
+            carried.push(Carried { slot, old, new });
+        }
+        Ok(carried)
+    }
+
+    /// Name what was copied where it is now, but for what was replaced or dropped meanwhile; how many tables that are.
+    fn install_carried(&self, carried: &[Carried], target: &Container) -> Result<usize> {
+        let tables: BTreeMap<Slot, Arc<TableState>> =
+            carried.iter().filter_map(|one| Some((one.slot, self.catalog.of_slot(one.slot)?))).collect();
+        // Nobody loads them meanwhile: a view is made from what the manifest said when that began. Who is being loaded stays where it is.
+        let loads: BTreeMap<Slot, Loading<'_>> =
+            tables.iter().filter_map(|(slot, table)| Some((*slot, Loading::begin(self, table.clone())?))).collect();
+        // In slot order, as whoever takes many.
+        let structures: BTreeMap<Slot, _> =
+            tables.iter().map(|(slot, table)| (*slot, table.structure.lock())).collect();
+        let mut edits = Vec::new();
+        let mut moved: Vec<(&Carried, usize)> = Vec::new();
+        for one in carried {
+            let Some(structure) = structures.get(&one.slot).filter(|_| loads.contains_key(&one.slot)) else { continue };
+            let number = one.old.number;
+            // A job that is at it replaces it anyway.
+            if tables[&one.slot].is_dropped() || structure.busy.holds(number) {
+                continue;
+            }
+            let level = self.manifest.with_state(|state| {
+                let (level, record) = state.tables.get(&one.slot)?.files.get(&number)?;
+                (record.extent == one.old.extent).then_some(*level)
+            });
+            let Some(level) = level else { continue };
+            edits.push(Edit::RemoveFile { slot: one.slot, level, number });
+            edits.push(Edit::AddFile { slot: one.slot, level, file: one.new.clone() });
+            moved.push((one, usize::from(level)));
+        }
+        if moved.is_empty() {
+            return Ok(0);
+        }
+        if let Some(container) = target.number() {
+            self.readers.share(container, moved.iter().map(|(one, _)| (&one.new, one.slot)));
+        }
+        self.manifest.append(edits).map_err(|error| self.poison(error))?;
+        for (one, level) in &moved {
+            let table = &tables[&one.slot];
+            let publisher = table.publisher();
+            let present = publisher.present();
+            let shown = present.as_ref().and_then(|view| {
+                let file = view.version.files(*level).iter().find(|file| file.number() == one.old.number)?;
+                Some((view, file.clone()))
+            });
+            match shown {
+                Some((view, old)) => {
+                    let (smallest, largest) = (old.smallest.clone(), old.largest.clone());
+                    let file = self.readers.new_file(TableFile::new(one.new.clone(), smallest, largest));
+                    let number = old.number();
+                    let changes = [Change::Remove { level: *level, number }, Change::Add { level: *level, file }];
+                    let version = view.version.apply(&changes).map_err(|wrong| wrong.in_file("manifest", 0))?;
+                    publisher.show(Some(View { version: Arc::new(version), ..View::clone(view) }));
+                    self.readers.retire(one.slot, old);
+                }
+                // Nobody uses the table; but a cursor from before it was put away may.
+                None => self.readers.retire_unshown(one.slot, &one.old),
+            }
+        }
+        drop(structures);
+        drop(loads);
+        self.advance_anchor();
+        Ok(moved.len())
+    }
+}
