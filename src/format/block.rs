@@ -45,6 +45,10 @@ pub(crate) const LAYOUT_COLUMNAR: u8 = 1;
 /// Bytes before the prefix.
 const HEAD_BYTES: usize = 24;
 
+/// Bytes of a line of the CPU's cache, and how many of keys are asked for before a search: more than lines that are waited for at once gain nothing.
+const LINE_BYTES: usize = 64;
+const WARM_BYTES_MAX: usize = 8 * LINE_BYTES;
+
 const UNIQUE_KEYS: u16 = 1 << 0;
 const ALL_PUTS: u16 = 1 << 1;
 const SUFFIX_UNIFORM: u16 = 1 << 2;
@@ -88,7 +92,7 @@ impl Block {
 
     /// Number of entries, at least 1.
     pub(crate) fn len(&self) -> usize {
-        self.layout.entries
+        self.layout.entries()
     }
 
     /// Memory that this block holds.
@@ -153,6 +157,9 @@ impl Block {
     /// The first entry at or after (`key`, `trailer`); [`Block::len`] if there is none.
     #[inline]
     pub(crate) fn lower_bound(&self, key: &[u8], trailer: Trailer) -> usize {
+        if self.heads.is_empty() {
+            self.layout.warm(&self.bytes);
+        }
         let prefix = self.key_prefix();
         let Some(rest) = key.strip_prefix(prefix) else {
             // Every key begins with the prefix, so that all of them lie on one side of this one.
@@ -210,10 +217,11 @@ pub(crate) fn head(key: &[u8]) -> u64 {
     }
 }
 
-/// Where the columns of a block lie: everything that a search needs, checked against the bytes once.
+/// Where the columns of a block lie: everything that a search needs, checked against the bytes once. In narrow numbers, because a search that finds its block in
+/// memory mostly waits for memory, and this is one of the lines that it waits for.
 struct Layout {
-    entries: usize,
-    prefix_len: usize,
+    entries: u32,
+    prefix_len: u16,
     unique_keys: bool,
     seq_base: u64,
     /// Of the newest entry.
@@ -221,7 +229,7 @@ struct Layout {
     suffixes: Column,
     deltas: Numbers,
     /// Where the kinds begin; `None` if all are puts.
-    kinds: Option<usize>,
+    kinds: Option<u32>,
     values: Column,
 }
 
@@ -235,6 +243,9 @@ impl Layout {
         let seq_base = u64_of(head, 8);
         let suffix_len = u32_of(head, 16) as usize;
         let value_len = u32_of(head, 20) as usize;
+        if u32::try_from(bytes.len()).is_err() {
+            return Err("a block of more bytes than a frame");
+        }
         if entries == 0 {
             return Err("a block without entries");
         }
@@ -250,15 +261,16 @@ impl Layout {
         taker.skip(prefix_len)?;
         let suffixes = taker.column(entries, suffix_len, flags & SUFFIX_UNIFORM != 0, flags & SUFFIX_WIDE != 0)?;
         let deltas = taker.deltas(entries, flags >> DELTA_WIDTH_SHIFT)?;
-        let kinds = if flags & ALL_PUTS != 0 { None } else { Some(taker.skip(entries)?) };
+        let kinds = if flags & ALL_PUTS != 0 { None } else { Some(taker.skip(entries)? as u32) };
         let values = taker.column(entries, value_len, flags & VALUE_UNIFORM != 0, flags & VALUE_WIDE != 0)?;
         if taker.at != bytes.len() {
             return Err("a block with bytes behind its last column");
         }
 
         let mut layout = Layout {
-            entries,
-            prefix_len,
+            // At most as many as bytes, of which there are fewer than 2^32; as is every place below.
+            entries: entries as u32,
+            prefix_len: prefix_len as u16,
             unique_keys: flags & UNIQUE_KEYS != 0,
             seq_base,
             seq_max: Seq::MAX,
@@ -273,16 +285,17 @@ impl Layout {
 
     /// Offsets within their columns, lengths of keys, sequence numbers, kinds. Gives the newest sequence number.
     fn check(&self, bytes: &[u8]) -> Result<Seq, &'static str> {
-        let (suffix_min, suffix_max) = self.suffixes.lengths(bytes, self.entries)?;
-        self.values.lengths(bytes, self.entries)?;
-        if self.prefix_len + suffix_min == 0 || self.prefix_len + suffix_max > KEY_BYTES_MAX {
+        let (suffix_min, suffix_max) = self.suffixes.lengths(bytes, self.entries())?;
+        self.values.lengths(bytes, self.entries())?;
+        if self.prefix_len() + suffix_min == 0 || self.prefix_len() + suffix_max > KEY_BYTES_MAX {
             return Err("a block with a key of impossible length");
         }
-        let delta_max = (0..self.entries).map(|i| self.deltas.at(bytes, i)).max().unwrap_or(0);
+        let delta_max = (0..self.entries()).map(|i| self.deltas.at(bytes, i)).max().unwrap_or(0);
         let seq_max = self.seq_base.checked_add(delta_max).and_then(Seq::new);
         let seq_max = seq_max.ok_or("a block with a sequence number beyond the last")?;
         if let Some(start) = self.kinds {
-            let kinds = bytes.get(start..start + self.entries).unwrap_or(&[]);
+            let start = start as usize;
+            let kinds = bytes.get(start..start + self.entries()).unwrap_or(&[]);
             if kinds.iter().any(|&kind| Kind::from_u8(kind).is_none()) {
                 return Err("a block with an unknown kind of entry");
             }
@@ -291,15 +304,34 @@ impl Layout {
     }
 
     #[inline]
+    fn entries(&self) -> usize {
+        self.entries as usize
+    }
+
+    #[inline]
+    fn prefix_len(&self) -> usize {
+        usize::from(self.prefix_len)
+    }
+
+    #[inline]
     fn prefix<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
-        bytes.get(HEAD_BYTES..HEAD_BYTES + self.prefix_len).unwrap_or(&[])
+        bytes.get(HEAD_BYTES..HEAD_BYTES + self.prefix_len()).unwrap_or(&[])
+    }
+
+    /// Ask for the memory that a search in the keys goes through, all of it at once: line by line, each would be waited for before the next is known.
+    #[inline]
+    fn warm(&self, bytes: &[u8]) {
+        let end = (self.values.start as usize).min(WARM_BYTES_MAX).min(bytes.len());
+        let lines = bytes[..end].iter().step_by(LINE_BYTES);
+        // Nobody needs the sum, so that nobody waits for it.
+        std::hint::black_box(lines.fold(0, |sum, byte| sum ^ byte));
     }
 
     #[inline]
     fn kind(&self, bytes: &[u8], i: usize) -> Kind {
         match self.kinds {
             None => Kind::Put,
-            Some(start) => bytes.get(start + i).and_then(|&kind| Kind::from_u8(kind)).unwrap_or(Kind::Delete),
+            Some(start) => bytes.get(start as usize + i).and_then(|&kind| Kind::from_u8(kind)).unwrap_or(Kind::Delete),
         }
     }
 
@@ -362,34 +394,34 @@ impl Layout {
 /// A column of byte strings.
 struct Column {
     /// Where its bytes begin in the block.
-    start: usize,
-    len: usize,
+    start: u32,
+    len: u32,
     offsets: Offsets,
 }
 
 enum Offsets {
     /// Every item has this length.
-    Uniform(usize),
+    Uniform(u32),
     /// 16-bit offsets that begin here in the block.
-    Narrow(usize),
+    Narrow(u32),
     /// 32-bit offsets that begin here in the block.
-    Wide(usize),
+    Wide(u32),
 }
 
 impl Column {
     #[inline]
     fn offset(&self, bytes: &[u8], i: usize) -> usize {
         match self.offsets {
-            Offsets::Uniform(len) => i * len,
-            Offsets::Narrow(start) => usize::from(u16_of(bytes, start + 2 * i)),
-            Offsets::Wide(start) => u32_of(bytes, start + 4 * i) as usize,
+            Offsets::Uniform(len) => i * len as usize,
+            Offsets::Narrow(start) => usize::from(u16_of(bytes, start as usize + 2 * i)),
+            Offsets::Wide(start) => u32_of(bytes, start as usize + 4 * i) as usize,
         }
     }
 
     /// Where the `i`-th item begins and ends in the block.
     #[inline]
     fn range(&self, bytes: &[u8], i: usize) -> (usize, usize) {
-        (self.start + self.offset(bytes, i), self.start + self.offset(bytes, i + 1))
+        (self.start as usize + self.offset(bytes, i), self.start as usize + self.offset(bytes, i + 1))
     }
 
     #[inline]
@@ -401,7 +433,7 @@ impl Column {
     /// Shortest and longest of `items`, or what is wrong with the offsets.
     fn lengths(&self, bytes: &[u8], items: usize) -> Result<(usize, usize), &'static str> {
         if let Offsets::Uniform(len) = self.offsets {
-            return Ok((len, len));
+            return Ok((len as usize, len as usize));
         }
         let mut before = self.offset(bytes, 0);
         let (mut min, mut max) = (usize::MAX, 0);
@@ -414,7 +446,7 @@ impl Column {
             (min, max) = (min.min(len), max.max(len));
             before = offset;
         }
-        if before != self.len {
+        if before != self.len as usize {
             return Err("a block whose column does not end at its end");
         }
         Ok((min, max))
@@ -423,14 +455,14 @@ impl Column {
 
 /// A column of numbers of one width.
 struct Numbers {
-    start: usize,
-    width: usize,
+    start: u32,
+    width: u8,
 }
 
 impl Numbers {
     #[inline]
     fn at(&self, bytes: &[u8], i: usize) -> u64 {
-        let at = self.start + i * self.width;
+        let at = self.start as usize + i * usize::from(self.width);
         match self.width {
             0 => 0,
             1 => bytes.get(at).map_or(0, |&byte| u64::from(byte)),
@@ -465,12 +497,12 @@ impl<'a> Taker<'a> {
 
     fn column(&mut self, items: usize, len: usize, uniform: bool, wide: bool) -> Result<Column, &'static str> {
         let offsets = match (uniform, wide) {
-            (true, false) if len.is_multiple_of(items) => Offsets::Uniform(len / items),
+            (true, false) if len.is_multiple_of(items) => Offsets::Uniform((len / items) as u32),
             (true, _) => return Err("a block with a uniform column that does not divide"),
-            (false, false) => Offsets::Narrow(self.skip((items + 1) * 2)?),
-            (false, true) => Offsets::Wide(self.skip((items + 1) * 4)?),
+            (false, false) => Offsets::Narrow(self.skip((items + 1) * 2)? as u32),
+            (false, true) => Offsets::Wide(self.skip((items + 1) * 4)? as u32),
         };
-        Ok(Column { start: self.skip(len)?, len, offsets })
+        Ok(Column { start: self.skip(len)? as u32, len: len as u32, offsets })
     }
 
     fn deltas(&mut self, items: usize, code: u16) -> Result<Numbers, &'static str> {
@@ -479,7 +511,7 @@ impl<'a> Taker<'a> {
             1..=4 => 1 << (code - 1),
             _ => return Err("a block with unknown flags"),
         };
-        Ok(Numbers { start: self.skip(items * width)?, width })
+        Ok(Numbers { start: self.skip(items * width)? as u32, width: width as u8 })
     }
 }
 

@@ -265,7 +265,7 @@ group! {
         Gauge bytes: u64, "bytes";
         /// Bytes that they may have.
         Gauge capacity_bytes: u64, "bytes";
-        /// Bytes of blocks that are not in the cache, and that values, cursors or compactions hold.
+        /// Bytes of blocks that are not in the cache, and that values or cursors hold.
         Gauge pinned_bytes: u64, "bytes";
     }
 }
