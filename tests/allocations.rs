@@ -76,6 +76,11 @@ impl World {
     }
 }
 
+/// A budget far below the values.
+fn small_options() -> StoreOptions {
+    StoreOptions { write_budget_bytes: 8 << 20, memtable_bytes: 4 << 20, ..StoreOptions::default() }
+}
+
 #[test]
 fn a_put_to_one_table_allocates_nothing_but_the_memtables_memory() {
     // An allocation costs as much as a tenth of a put, and one that waits for another thread's lock much more.
@@ -102,10 +107,7 @@ fn a_large_put_takes_one_copy_besides_the_callers() {
     // With a copy for the log and one for the queue, a value of 512 MiB would take 2 GiB, and the process with it.
     let _alone = ALONE.lock();
     const VALUE_BYTES: usize = 64 << 20;
-    let mut options = StoreOptions::default();
-    options.write_budget_bytes = 8 << 20;
-    options.memtable_bytes = 4 << 20;
-    let world = World::new(options);
+    let world = World::new(small_options());
     let table = world.store.create_table("t", TableOptions::new().compression(Compression::None)).unwrap();
     let value = vec![0x5a; VALUE_BYTES];
     table.put(b"small", b"value").unwrap();
@@ -127,10 +129,7 @@ fn large_puts_that_come_at_once_wait_for_their_room() {
     // Each was below the budget when it looked: together they would have held all of their values in memory.
     let _alone = ALONE.lock();
     const VALUE_BYTES: usize = 32 << 20;
-    let mut options = StoreOptions::default();
-    options.write_budget_bytes = 8 << 20;
-    options.memtable_bytes = 4 << 20;
-    let world = World::new(options);
+    let world = World::new(small_options());
     let table = world.store.create_table("t", TableOptions::new().compression(Compression::None)).unwrap();
     let value = vec![0x5a; VALUE_BYTES];
     BYTES_MAX.store(BYTES.load(Ordering::SeqCst), Ordering::SeqCst);
@@ -156,9 +155,7 @@ fn a_large_value_comes_back_from_the_log_with_two_copies() {
     const VALUE_BYTES: usize = 64 << 20;
     let folder = tempfile::tempdir().unwrap();
     let kms = LocalKms::create(folder.path().join("keyring"), Unlock::key(|key| key.fill(7))).unwrap();
-    let mut options = StoreOptions::default();
-    options.memtable_bytes = 256 << 20;
-    options.write_budget_bytes = 512 << 20;
+    let options = StoreOptions { memtable_bytes: 256 << 20, write_budget_bytes: 512 << 20, ..StoreOptions::default() };
     let open = || Store::builder(folder.path().join("data")).key_provider(kms.clone()).options(options.clone());
     let store = open().create().unwrap();
     let table = store.create_table("t", TableOptions::new()).unwrap();

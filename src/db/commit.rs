@@ -443,3 +443,42 @@ fn check_tables(count: usize) -> Result<()> {
 fn sequence_exhausted() -> Error {
     Error::LimitExceeded { what: "sequence number", limit: Seq::MAX.get(), actual: Seq::MAX.get() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending(queue: &Queue, writes: Option<Writes>) -> Arc<Pending> {
+        let pending = Arc::new(Pending { writes, outcome: Mutex::new(None), turn: Signal::new() });
+        queue.push(pending.clone());
+        pending
+    }
+
+    #[test]
+    fn nobody_is_woken_but_who_leads_next() {
+        // Where everybody is woken by every group, a hundred writers switch a hundred times as often as there are groups.
+        let queue = Queue::default();
+        let own = Writes::default();
+        assert!(queue.lead_at_once());
+        assert!(!queue.lead_at_once(), "one leader at a time");
+        let (first, second) = (pending(&queue, Some(Writes::default())), pending(&queue, Some(Writes::default())));
+        let (large, last) = (pending(&queue, None), pending(&queue, Some(Writes::default())));
+        let woken = || [&first, &second, &large, &last].map(|pending| pending.turn.count());
+        assert!(queue.lead_in_turn(&first, &own).is_none(), "somebody leads");
+
+        queue.leave_lead();
+        assert_eq!(woken(), [1, 0, 0, 0]);
+        assert!(!queue.lead_at_once(), "whoever waits comes first");
+        assert!(queue.lead_in_turn(&second, &own).is_none(), "it is not its turn");
+        let followers = queue.lead_in_turn(&first, &own).unwrap();
+        assert_eq!(followers.len(), 1, "what was not copied leads by itself, and nobody overtakes it");
+        assert!(Arc::ptr_eq(&followers[0], &second));
+
+        queue.leave_lead();
+        assert_eq!(woken(), [1, 0, 1, 0]);
+        assert_eq!(queue.lead_in_turn(&large, &own).unwrap().len(), 1);
+        queue.leave_lead();
+        assert_eq!(woken(), [1, 0, 1, 0], "nobody waits");
+        assert!(queue.lead_at_once());
+    }
+}
