@@ -12,24 +12,23 @@ use strongroom::error::{ProviderError, ProviderReason};
 use strongroom::io::fault::{FaultVfs, Operation, Rule};
 use strongroom::io::sim::Simulation;
 use strongroom::io::{Clock, Environment, Vfs};
-use strongroom::keys::{
-    CreateGrantRequest, DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EndGrantRequest, EngineKeyRequest,
-    GenerateDataKeyRequest, GeneratedDataKey, Grant, KeyDescription, ProviderDescription, ProviderResult,
-};
-use strongroom::{Durability, ErrorKind, KeyProvider, LocalKms, MasterKey, Store, StoreOptions, TableOptions};
+use strongroom::keys::{DecryptRequest, GenerateDataKeyRequest, ProviderResult};
+use strongroom::{Durability, ErrorKind, LocalKms, MasterKey, Store, StoreOptions, TableOptions};
 
-/// The local provider, which does something else first when it is asked for a new key, or cannot be reached.
+use crate::providers::{Watch, Watched};
+
+/// Does something else first when a new key is asked for, or cannot be reached.
+#[derive(Default)]
 struct Hooked {
-    kms: LocalKms,
     is_away: AtomicBool,
     hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Hooked {
-    fn new(environment: Environment) -> Arc<Hooked> {
+    fn watching(environment: Environment) -> Arc<Watched<Hooked>> {
         let kms = LocalKms::in_memory(environment).unwrap();
         kms.create_key(Some("alias/tenant"), "a tenant's").unwrap();
-        Arc::new(Hooked { kms, is_away: AtomicBool::new(false), hook: Mutex::new(None) })
+        Arc::new(Watched::new(&kms, Hooked::default()))
     }
 
     fn before_the_next_key(&self, hook: impl FnOnce() + Send + 'static) {
@@ -37,50 +36,20 @@ impl Hooked {
     }
 }
 
-impl std::fmt::Debug for Hooked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Hooked")
-    }
-}
-
-impl KeyProvider for Hooked {
-    fn describe(&self) -> ProviderDescription {
-        self.kms.describe()
-    }
-
-    fn describe_key(&self, request: &DescribeKeyRequest) -> ProviderResult<KeyDescription> {
-        self.kms.describe_key(request)
-    }
-
-    fn generate_data_key(&self, request: &GenerateDataKeyRequest) -> ProviderResult<GeneratedDataKey> {
+impl Watch for Hooked {
+    fn before_generate(&self, _: &GenerateDataKeyRequest) -> ProviderResult<()> {
         let hook = self.hook.lock().take();
         if let Some(hook) = hook {
             hook();
         }
-        self.kms.generate_data_key(request)
+        Ok(())
     }
 
-    fn decrypt(&self, request: &DecryptRequest) -> ProviderResult<DecryptedDataKey> {
-        if self.is_away.load(Ordering::SeqCst) {
-            return Err(ProviderError::new(ProviderReason::Unreachable, "away"));
+    fn before_decrypt(&self, _: &DecryptRequest) -> ProviderResult<()> {
+        match self.is_away.load(Ordering::SeqCst) {
+            true => Err(ProviderError::new(ProviderReason::Unreachable, "away")),
+            false => Ok(()),
         }
-        self.kms.decrypt(request)
-    }
-
-    fn managed_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
-        self.kms.managed_key(request)
-    }
-
-    fn owned_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
-        self.kms.owned_key(request)
-    }
-
-    fn create_grant(&self, request: &CreateGrantRequest) -> ProviderResult<Grant> {
-        self.kms.create_grant(request)
-    }
-
-    fn retire_grant(&self, request: &EndGrantRequest) -> ProviderResult<()> {
-        self.kms.retire_grant(request)
     }
 }
 
@@ -98,14 +67,14 @@ fn small() -> StoreOptions {
 struct World {
     simulation: Simulation,
     disk: FaultVfs,
-    provider: Arc<Hooked>,
+    provider: Arc<Watched<Hooked>>,
 }
 
 impl World {
     fn new(seed: u64) -> World {
         let simulation = Simulation::new(seed);
         let disk = FaultVfs::new(simulation.vfs.clone());
-        let provider = Hooked::new(simulation.environment());
+        let provider = Hooked::watching(simulation.environment());
         World { simulation, disk, provider }
     }
 
@@ -359,7 +328,7 @@ fn a_cursor_that_failed_does_not_say_that_it_has_come_to_the_end() {
 fn permits_end_while_the_disk_hangs() {
     // The moment that permits are compared with must not stand still with whoever waits for a file: what is cached could be
     // read for as long as the disk hangs, whatever has become of the key.
-    let provider = Hooked::new(Environment::os());
+    let provider = Hooked::watching(Environment::os());
     let disk = FaultVfs::new(Arc::new(strongroom::io::mem::MemVfs::unjournaled()));
     let mut options = small();
     options.permit = Duration::from_millis(300);
@@ -421,7 +390,7 @@ fn everything_at_once_ends_in_a_store_that_opens_cleanly() {
 
 fn everything_at_once(round: u64) {
     let environment = Environment { vfs: Arc::new(strongroom::io::mem::MemVfs::unjournaled()), ..Environment::os() };
-    let provider = Hooked::new(environment.clone());
+    let provider = Hooked::watching(environment.clone());
     let builder = || {
         let mut options = small();
         options.compaction_threads = 2;

@@ -6,24 +6,23 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use strongroom::keys::{
-    CreateGrantRequest, DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EncryptionContext, EndGrantRequest,
-    EngineKeyRequest, GenerateDataKeyRequest, GeneratedDataKey, Grant, KeyDescription, MANAGED_ALIAS, OWNED_ALIAS,
-    Principal, ProviderDescription, ProviderResult,
+    DecryptRequest, EncryptionContext, EngineKeyRequest, GenerateDataKeyRequest, MANAGED_ALIAS, OWNED_ALIAS, Principal,
+    ProviderResult,
 };
 use strongroom::{ErrorKind, KeyProvider, LocalKms, MasterKey, SseStatus, SseType, TableOptions, TableStatus};
 
+use crate::providers::{Watch, Watched};
 use crate::world::World;
 
-/// The local provider, remembering which key and context each request named.
-#[derive(Debug)]
+/// Remembers which key and context each request named.
+#[derive(Default)]
 struct Remembering {
-    kms: LocalKms,
     requests: Mutex<Vec<(String, EncryptionContext)>>,
 }
 
 impl Remembering {
-    fn new(kms: &LocalKms) -> Arc<Remembering> {
-        Arc::new(Remembering { kms: kms.clone(), requests: Mutex::default() })
+    fn watching(kms: &LocalKms) -> Arc<Watched<Remembering>> {
+        Arc::new(Watched::new(kms, Remembering::default()))
     }
 
     fn note(&self, key: &str, context: &EncryptionContext) {
@@ -31,39 +30,15 @@ impl Remembering {
     }
 }
 
-impl KeyProvider for Remembering {
-    fn describe(&self) -> ProviderDescription {
-        self.kms.describe()
-    }
-
-    fn describe_key(&self, request: &DescribeKeyRequest) -> ProviderResult<KeyDescription> {
-        self.kms.describe_key(request)
-    }
-
-    fn generate_data_key(&self, request: &GenerateDataKeyRequest) -> ProviderResult<GeneratedDataKey> {
+impl Watch for Remembering {
+    fn before_generate(&self, request: &GenerateDataKeyRequest) -> ProviderResult<()> {
         self.note(&request.key, &request.context);
-        self.kms.generate_data_key(request)
+        Ok(())
     }
 
-    fn decrypt(&self, request: &DecryptRequest) -> ProviderResult<DecryptedDataKey> {
+    fn before_decrypt(&self, request: &DecryptRequest) -> ProviderResult<()> {
         self.note(&request.key_arn, &request.context);
-        self.kms.decrypt(request)
-    }
-
-    fn managed_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
-        self.kms.managed_key(request)
-    }
-
-    fn owned_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
-        self.kms.owned_key(request)
-    }
-
-    fn create_grant(&self, request: &CreateGrantRequest) -> ProviderResult<Grant> {
-        self.kms.create_grant(request)
-    }
-
-    fn retire_grant(&self, request: &EndGrantRequest) -> ProviderResult<()> {
-        self.kms.retire_grant(request)
+        Ok(())
     }
 }
 
@@ -121,7 +96,7 @@ fn all_four_forms_of_a_name_stand_for_one_recorded_arn() {
     let world = World::new(703);
     let key = world.kms.create_key(Some("alias/mine"), "").unwrap();
     let alias_arn = key.arn.replace(&format!("key/{}", key.id), "alias/mine");
-    let provider = Remembering::new(&world.kms);
+    let provider = Remembering::watching(&world.kms);
     let builder = || world.builder().shared_key_provider(provider.clone());
     let store = builder().create().unwrap();
     for (number, name) in [&key.id, &key.arn, "alias/mine", &alias_arn].into_iter().enumerate() {
@@ -177,7 +152,7 @@ fn the_managed_key_is_made_at_first_use_and_not_the_users_to_manage() {
 fn the_context_names_ids_and_never_the_table() {
     // A failure means that table names stand in clear in a KMS's log, or that a wrap opens for another table.
     let world = World::new(706);
-    let provider = Remembering::new(&world.kms);
+    let provider = Remembering::watching(&world.kms);
     let store = world.builder().shared_key_provider(provider.clone()).create().unwrap();
     let table = store.create_table("CANARY-NAME", TableOptions::new()).unwrap();
     let other = store.create_table("CANARY-OTHER", TableOptions::new()).unwrap();

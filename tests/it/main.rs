@@ -30,6 +30,7 @@ mod metrics;
 mod model;
 mod permits;
 mod pressure;
+mod providers;
 mod reads;
 mod rekey_faults;
 mod rotate;

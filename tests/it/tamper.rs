@@ -470,6 +470,8 @@ fn cut_and_extend(world: &World, paths: &[PathBuf]) {
         if !is_key_file(path) {
             lengths.extend(frames(path, &bytes).into_iter().map(|frame| frame.start));
         }
+        // A segment that was not taken into use is a header and nothing else.
+        lengths.retain(|len| *len < bytes.len());
         for len in lengths {
             let what = format!("{} cut to {len} of {} bytes", path.display(), bytes.len());
             let cut = changed(disk, path, |bytes| bytes.truncate(len));

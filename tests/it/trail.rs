@@ -20,12 +20,12 @@ use strongroom::keys::trail::{
     Day, ENGINE, JsonLinesTrail, KMS, PROGRAM, TrailEntry, TrailFault, TrailFolder, TrailRecord, TrailReport, TrailSink,
 };
 use strongroom::keys::{
-    CreateGrantRequest, DecryptRequest, DecryptedDataKey, DescribeKeyRequest, EndGrantRequest, EngineKeyRequest,
-    GenerateDataKeyRequest, GeneratedDataKey, Grant, KeyDescription, KeyOperation, KeyPolicy, OWNED_ALIAS,
-    PolicyStatement, Principal, ProviderDescription, ProviderResult,
+    DecryptRequest, DecryptedDataKey, GenerateDataKeyRequest, GeneratedDataKey, KeyOperation, KeyPolicy, OWNED_ALIAS,
+    PolicyStatement, Principal,
 };
-use strongroom::{Builder, Error, ErrorKind, KeyProvider, MasterKey, Result, Store, Table, TableOptions, TrailOptions};
+use strongroom::{Builder, Error, ErrorKind, MasterKey, Result, Store, Table, TableOptions, TrailOptions};
 
+use crate::providers::{Watch, Watched};
 use crate::world::World;
 
 const TRAIL: &str = "/trail";
@@ -263,9 +263,8 @@ fn every_record_has_cloudtrails_members_in_their_types() {
 }
 
 /// Remembers everything secret that passes through.
-#[derive(Debug)]
+#[derive(Default)]
 struct Confidant {
-    kms: strongroom::LocalKms,
     secrets: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -275,41 +274,13 @@ impl Confidant {
     }
 }
 
-impl KeyProvider for Confidant {
-    fn describe(&self) -> ProviderDescription {
-        self.kms.describe()
-    }
-
-    fn describe_key(&self, request: &DescribeKeyRequest) -> ProviderResult<KeyDescription> {
-        self.kms.describe_key(request)
-    }
-
-    fn generate_data_key(&self, request: &GenerateDataKeyRequest) -> ProviderResult<GeneratedDataKey> {
-        let made = self.kms.generate_data_key(request)?;
+impl Watch for Confidant {
+    fn generated(&self, _: &GenerateDataKeyRequest, made: &GeneratedDataKey) {
         self.heard(made.plaintext.expose(), &made.ciphertext);
-        Ok(made)
     }
 
-    fn decrypt(&self, request: &DecryptRequest) -> ProviderResult<DecryptedDataKey> {
-        let opened = self.kms.decrypt(request)?;
+    fn decrypted(&self, request: &DecryptRequest, opened: &DecryptedDataKey) {
         self.heard(opened.plaintext.expose(), &request.ciphertext);
-        Ok(opened)
-    }
-
-    fn managed_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
-        self.kms.managed_key(request)
-    }
-
-    fn owned_key(&self, request: &EngineKeyRequest) -> ProviderResult<KeyDescription> {
-        self.kms.owned_key(request)
-    }
-
-    fn create_grant(&self, request: &CreateGrantRequest) -> ProviderResult<Grant> {
-        self.kms.create_grant(request)
-    }
-
-    fn retire_grant(&self, request: &EndGrantRequest) -> ProviderResult<()> {
-        self.kms.retire_grant(request)
     }
 }
 
@@ -317,7 +288,7 @@ impl KeyProvider for Confidant {
 fn nothing_secret_stands_in_the_trail() {
     // It lies in clear, and is carried to other machines.
     let scene = Scene::new(1104);
-    let provider = Arc::new(Confidant { kms: scene.world.kms.clone(), secrets: Mutex::default() });
+    let provider = Arc::new(Watched::new(&scene.world.kms, Confidant::default()));
     let builder =
         || scene.world.builder().shared_key_provider(provider.clone()).trail(scene.sink(), TrailOptions::new());
     let store = builder().create().unwrap();
