@@ -137,8 +137,8 @@ mod off {
     /// Begin a span: nothing, and what would be said in it is not evaluated.
     macro_rules! span {
         ($level:ident, $name:literal $(, table = $table:expr)? $(; $($field:ident = $value:expr),+)?) => {{
-            $(let _ = || $table;)?
-            $($(let _ = || $value;)+)?
+            $(let _ = || -> $crate::types::TableId { $table };)?
+            $($(let _ = || $crate::trace::plain($value);)+)?
             $crate::trace::Span
         }};
     }
@@ -146,13 +146,23 @@ mod off {
     /// Tell of something that happened: nothing, and what would be said of it is not evaluated.
     macro_rules! event {
         ($level:ident, $what:literal $(, table = $table:expr)? $(; $($field:ident = $value:expr),+)?) => {{
-            $(let _ = || $table;)?
-            $($(let _ = || $value;)+)?
+            $(let _ = || -> $crate::types::TableId { $table };)?
+            $($(let _ = || $crate::trace::plain($value);)+)?
         }};
     }
 
     pub(crate) use event;
     pub(crate) use span;
+
+    /// What may stand in a field besides a table's id: the same as with the feature, so that both builds take the same.
+    pub(crate) trait Plain {}
+    impl Plain for u64 {}
+    impl Plain for bool {}
+    impl Plain for &'static str {}
+
+    pub(crate) fn plain<T: Plain>(value: T) -> T {
+        value
+    }
 
     /// A piece of work.
     pub(crate) struct Span;

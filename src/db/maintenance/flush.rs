@@ -564,7 +564,12 @@ impl Engine {
             tally.add(Count::FlushFiles, files().count() as u64);
             tally.add(Count::FlushBytes, written);
         });
-        trace::event!(DEBUG, "flushed"; memtables = memtables as u64, files = files, written_bytes = written);
+        trace::event!(
+            DEBUG, "flushed";
+            memtables = memtables as u64,
+            files = files().count() as u64,
+            written_bytes = written
+        );
         self.meters.flush_ns.record(self.env.clock.tick().since(batch.began));
         self.note_flushed(bytes, memtables, batch.began);
         self.remove_parked(&unparked);
