@@ -221,11 +221,18 @@ impl<S: Cursor> MergeCursor<S> {
             Direction::Forward => source.next(),
             Direction::Backward => source.prev(),
         };
+        // Not handed on as it is: to copy a result that was written just now, bytes nobody wrote included, makes the processor
+        // wait until all earlier stores are done.
         match moved {
-            Ok(()) => self.replay(winner),
-            Err(_) => self.forget(),
+            Ok(()) => {
+                self.replay(winner);
+                Ok(())
+            }
+            Err(error) => {
+                self.forget();
+                Err(error)
+            }
         }
-        moved
     }
 }
 

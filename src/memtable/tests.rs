@@ -84,11 +84,12 @@ fn check_below(node: Node<'_>, found: &mut Vec<Place>, leaves: &mut usize) {
         }
     }
     for rank in 0..order.count() {
-        let (slot, prefix) = (order.slot(rank), node.prefix());
-        assert_eq!(node.head(slot), tree::head_of(node.entry(slot).key(), prefix));
-        for (key, _) in &found[from..] {
-            assert!(key.starts_with(&node.entry(slot).key()[..prefix]), "all keys below a node share its prefix");
-        }
+        let slot = order.slot(rank);
+        assert_eq!(node.head(slot), tree::head_of(node.entry(slot).key(), node.prefix()));
+    }
+    if order.count() > 0 {
+        let shared = &node.entry(order.slot(0)).key()[..node.prefix()];
+        assert!(found[from..].iter().all(|(key, _)| key.starts_with(shared)), "all keys below a node share its prefix");
     }
 }
 
@@ -385,7 +386,7 @@ fn a_cursor_goes_on_in_order_from_any_entry_whatever_was_split_meanwhile() {
                 }
             }
             check(&table);
-            for (i, cursor) in cursors.iter_mut().enumerate() {
+            for (i, cursor) in cursors.iter_mut().enumerate().step_by(if cfg!(miri) { 6 } else { 1 }) {
                 let met = rest(cursor, step);
                 let is_old = |key: &&Vec<u8>| key.ends_with(b"50");
                 let old = met.iter().filter(is_old).cloned();

@@ -34,7 +34,7 @@
 //!   the way the nearest child to the left.
 //!
 //! # Prefixes
-//! The eight bytes that a node keeps of each key are those behind the *prefix* that its keys share, so that they decide nearly always
+//! The seven bytes that a node keeps of each key are those behind the *prefix* that its keys share, so that they decide nearly always
 //! and no entry need be looked at. They decide only for keys that share the prefix, too. A key that lies between two others
 //! shares what those share, so for a node between two borders the prefix is what these have in common, or less, and whoever was led
 //! there by them has it: that costs nothing. At the edges of the tree there is a border on one side at most; there the prefix is a
@@ -54,7 +54,7 @@
 
 use std::cmp::Ordering;
 
-use super::arena::node::{Item, Node, SLOTS, View};
+use super::arena::node::{HEAD_BYTES, Item, Node, SLOTS, View};
 use super::arena::{Arena, Entry, Spot, Writer};
 use crate::error::Result;
 use crate::types::Trailer;
@@ -105,7 +105,7 @@ impl<'k> Sought<'k> {
     /// How its key and trailer compare with an entry's whose key shares so many bytes, and has the same head behind them.
     fn cmp_rest(&self, prefix: usize, entry: Entry<'_>) -> Ordering {
         let key = entry.key();
-        let keys = match (self.key.get(prefix + 8..), key.get(prefix + 8..)) {
+        let keys = match (self.key.get(prefix + HEAD_BYTES..), key.get(prefix + HEAD_BYTES..)) {
             (Some(rest), Some(other)) => rest.cmp(other),
             // With equal heads, a key that ends within its head differs from the other at most by zeros at the end
             // of one of them, so that the longer one comes later.
@@ -355,18 +355,24 @@ fn partition(mut from: usize, mut to: usize, is_before: impl Fn(usize) -> bool) 
 }
 
 /// The child that has so many borders before it.
+#[inline(always)]
 fn child_of(node: Node<'_>, view: View, rank: usize) -> Node<'_> {
     node.child(rank.checked_sub(1).map(|rank| view.order.slot(rank)))
 }
 
-/// The eight bytes of a key behind its prefix as a number that compares as they do; padded with zeros.
+/// The seven bytes of a key behind its prefix as a number that compares as they do; padded with zeros.
 #[inline]
 pub(super) fn head_of(key: &[u8], prefix: usize) -> u64 {
-    let rest = key.get(prefix..).unwrap_or_default();
-    match rest.first_chunk::<8>() {
+    let len = key.len().saturating_sub(prefix).min(8);
+    let eight = match key.get(prefix..).and_then(<[u8]>::first_chunk) {
         Some(bytes) => u64::from_be_bytes(*bytes),
-        None => rest.iter().enumerate().fold(0, |head, (i, byte)| head | u64::from(*byte) << (56 - 8 * i)),
-    }
+        // The last bytes of the key, without those that belong to the prefix.
+        None => match key.last_chunk() {
+            Some(bytes) => u64::from_be_bytes(*bytes).checked_shl(64 - 8 * len as u32).unwrap_or(0),
+            None => key[key.len() - len..].iter().rev().fold(0, |head, byte| head >> 8 | u64::from(*byte) << 56),
+        },
+    };
+    eight >> 8
 }
 
 /// Bytes that two entries' keys share.
@@ -495,31 +501,50 @@ impl<'a> Writer<'a> {
     /// Split a node and add an item to one of the parts, in the order that the module's text explains.
     fn divide(&mut self, path: &[Step<'a>], node: Node<'a>, rank: usize, item: Item<'a>, new: New<'a>) -> Result<()> {
         let (order, count) = (node.view().order, node.view().order.count());
-        let mut items: Vec<Item<'a>> = (0..count).map(|rank| node.item(order.slot(rank))).collect();
-        items.insert(rank, item);
         let (left, right) = borders(path);
-
+        // All items there will be in the two parts.
+        let item_at = |at: usize| match at.cmp(&rank) {
+            Ordering::Less => node.item(order.slot(at)),
+            Ordering::Equal => item,
+            Ordering::Greater => node.item(order.slot(at - 1)),
+        };
         // In an inner node, the border at `at` goes up; in a leaf, the entry at `at` is the first to the right.
         let at = match rank {
             rank if rank == count => count,
             0 if left.is_none() => usize::from(node.is_leaf()),
-            _ => items.len() / 2,
+            _ => count.div_ceil(2),
         };
         let upper = self.new_node(node.level())?;
-        let (border, moved) = match items[at].child {
+        let (border, moved) = match item_at(at).child {
             // A new entry that follows all others begins a leaf, and what comes to lie between belongs there, too: it need
             // not fit the prefix here.
-            None if at == count => (Item { behind: true, child: Some(upper), ..items[at - 1] }, at),
-            None => (Item { child: Some(upper), ..items[at] }, at),
+            None if at == count => (Item { behind: true, child: Some(upper), ..item_at(at - 1) }, at),
+            None => (Item { child: Some(upper), ..item_at(at) }, at),
             Some(child) => {
                 upper.set_first_child(child);
-                (Item { child: Some(upper), ..items[at] }, at + 1)
+                (Item { child: Some(upper), ..item_at(at) }, at + 1)
             }
         };
-        // Whatever lies between the same borders or less shares what it did; a key that did not fit is alone.
-        let fits = node.level() >= new.levels_unfit || items.len() - moved > 1;
-        let prefix = if fits { Some(node.prefix()) } else { None };
-        self.fill(upper, &items[moved..], prefix, (border.entry, right), new);
+        if moved <= count {
+            // Whatever lies between the same borders or less shares what it did; a key that did not fit is alone.
+            let fits = node.level() >= new.levels_unfit || moved < count;
+            let present = if fits { Some(node.prefix()) } else { None };
+            let heads_differ = (item_at(moved).head ^ item_at(count).head).leading_zeros() as usize;
+            // A first look at the heads, which are at hand: seldom do they agree far enough for a longer prefix.
+            let prefix = match present {
+                Some(present) if heads_differ < 8 * (8 - HEAD_BYTES + GAIN_MIN) => present,
+                _ => {
+                    let longer = self.common(Some(border.entry), right, new);
+                    present.filter(|present| longer < present + GAIN_MIN).unwrap_or(longer)
+                }
+            };
+            upper.set_prefix(prefix);
+            for at in moved..=count {
+                let item = item_at(at);
+                let head = if present == Some(prefix) { item.head } else { head_of(item.entry.key(), prefix) };
+                upper.put(at - moved, &Item { head, ..item });
+            }
+        }
         if node.is_leaf() {
             upper.set_next(node.next());
             node.set_next(Some(upper));
@@ -547,31 +572,6 @@ impl<'a> Writer<'a> {
             node.put(rank, &Item { head: head_of(item.entry.key(), node.prefix()), ..item });
         }
         Ok(())
-    }
-
-    /// Fill an upper part that lies between two borders, if there is one on the right, with items from a node of the prefix
-    /// `present`, unless they are new.
-    fn fill(
-        &mut self,
-        upper: Node<'a>,
-        items: &[Item<'a>],
-        present: Option<usize>,
-        (left, right): (Entry<'a>, Option<Entry<'a>>),
-        new: New<'a>,
-    ) {
-        let (Some(first), Some(last)) = (items.first(), items.last()) else { return };
-        let mut prefix = present;
-        // A first look at the heads, which are at hand.
-        if present.is_none() || (first.head ^ last.head).leading_zeros() as usize >= 8 * GAIN_MIN {
-            let longer = self.common(Some(left), right, new);
-            prefix = prefix.filter(|prefix| longer < prefix + GAIN_MIN).or(Some(longer));
-        }
-        let prefix = prefix.unwrap_or_default();
-        upper.set_prefix(prefix);
-        for (rank, item) in items.iter().enumerate() {
-            let head = if present == Some(prefix) { item.head } else { head_of(item.entry.key(), prefix) };
-            upper.put(rank, &Item { head, ..*item });
-        }
     }
 
     /// Bytes that all keys between two borders share, or, where there is none, probably will.

@@ -5,7 +5,7 @@
 //!      0     8  order     4 bits per rank: which slot; then how many ranks there are
 //!      8     4  link      leaf: the leaf to its right; inner node: its first child
 //!     12     4  prefix    bytes that all keys in the node share
-//!     16   8 h  heads     per slot the 8 key bytes behind the prefix, big-endian, zero-padded
+//!     16   8 h  heads     per slot the 7 key bytes behind the prefix as a big-endian number, zero-padded
 //!    128   4 e  entries   per slot an entry's offset; in an inner node bit 0 says on which side of it the border lies
 //!    184     4  splits    how often slots were taken out of the order
 //!    188     4  -
@@ -38,6 +38,10 @@ use super::{Arena, Entry, prefetch};
 
 /// Slots of a node: as many as one word can put in order.
 pub(in crate::memtable) const SLOTS: usize = 14;
+/// Bytes that a head has of a key. Not eight, so that the sign of a difference says which of two is less.
+pub(in crate::memtable) const HEAD_BYTES: usize = 7;
+/// Greater than every head.
+const HEAD_NONE: u64 = 1 << (8 * HEAD_BYTES);
 /// The highest level that a root may have: the low bits of a node's offset.
 pub(super) const LEVELS_MAX: u32 = 63;
 
@@ -108,7 +112,7 @@ pub(in crate::memtable) struct View {
 #[derive(Clone, Copy)]
 pub(in crate::memtable) struct Item<'a> {
     pub(in crate::memtable) entry: Entry<'a>,
-    /// Eight bytes of its key behind the prefix of the node.
+    /// The bytes of its key behind the prefix of the node, as [`Node::head`] gives them.
     pub(in crate::memtable) head: u64,
     /// Whether what lies to the right begins behind the entry, and not with it.
     pub(in crate::memtable) behind: bool,
@@ -185,7 +189,7 @@ impl<'a> Node<'a> {
         self.slots.prefix.load(Ordering::Relaxed) as usize
     }
 
-    /// The eight bytes behind the prefix of the key in this slot.
+    /// The [`HEAD_BYTES`] bytes behind the prefix of the key in this slot, as a number.
     #[inline]
     pub(in crate::memtable) fn head(self, slot: usize) -> u64 {
         self.slots.heads[slot].load(Ordering::Relaxed)
@@ -195,8 +199,10 @@ impl<'a> Node<'a> {
     /// being changed.
     #[inline]
     pub(in crate::memtable) fn heads_below(self, head: u64) -> usize {
-        // All of them, without a branch: the cache misses are all under way at once, and nothing is mispredicted.
-        self.slots.heads.iter().map(|other| usize::from(other.load(Ordering::Relaxed) < head)).sum()
+        // All of them, without a branch: the cache misses are all under way at once, and nothing is mispredicted. By the
+        // sign of the difference, because compilers make twice as many instructions of a comparison.
+        let below = |other: &AtomicU64| other.load(Ordering::Relaxed).wrapping_sub(head) >> 63;
+        self.slots.heads.iter().fold(0, |count, other| count + below(other)) as usize
     }
 
     /// What a slot of its order leads to. In an inner node, the entry at a border.
@@ -242,10 +248,11 @@ impl<'a> Node<'a> {
     /// Ask for it to be in the cache soon.
     #[inline]
     pub(in crate::memtable) fn prefetch(self) {
-        let lines = size_of::<Slots>().div_ceil(64) + usize::from(self.children.is_some());
-        for line in 0..lines {
-            prefetch(NonNull::from(self.slots).cast::<u8>().map_addr(|at| at.saturating_add(64 * line)));
+        let slots = NonNull::from(self.slots).cast::<u8>();
+        for line in 0..size_of::<Slots>() / 64 {
+            prefetch(slots.map_addr(|at| at.saturating_add(64 * line)));
         }
+        self.children.into_iter().for_each(|children| prefetch(NonNull::from(children).cast()));
     }
 }
 
@@ -253,7 +260,7 @@ impl<'a> Node<'a> {
 impl<'a> Node<'a> {
     /// Make it an empty one. Nothing may have been read of its slots since it was divided, or it must be new.
     pub(in crate::memtable) fn clear(self) {
-        self.slots.heads.iter().for_each(|head| head.store(u64::MAX, Ordering::Relaxed));
+        self.slots.heads.iter().for_each(|head| head.store(HEAD_NONE, Ordering::Relaxed));
         self.slots.order.store(Order::EMPTY.0, Ordering::Release);
     }
 
