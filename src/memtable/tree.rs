@@ -375,6 +375,11 @@ pub(super) fn head_of(key: &[u8], prefix: usize) -> u64 {
     eight >> 8
 }
 
+/// Whether so many bytes of two heads are the same.
+fn agree(a: u64, b: u64, bytes: usize) -> bool {
+    (a ^ b) >> (8 * (HEAD_BYTES - bytes)) == 0
+}
+
 /// Bytes that two entries' keys share.
 fn shared(a: Entry<'_>, b: Entry<'_>) -> usize {
     a.key().iter().zip(b.key()).take_while(|(a, b)| a == b).count()
@@ -529,10 +534,9 @@ impl<'a> Writer<'a> {
             // Whatever lies between the same borders or less shares what it did; a key that did not fit is alone.
             let fits = node.level() >= new.levels_unfit || moved < count;
             let present = if fits { Some(node.prefix()) } else { None };
-            let heads_differ = (item_at(moved).head ^ item_at(count).head).leading_zeros() as usize;
-            // A first look at the heads, which are at hand: seldom do they agree far enough for a longer prefix.
             let prefix = match present {
-                Some(present) if heads_differ < 8 * (8 - HEAD_BYTES + GAIN_MIN) => present,
+                // A first look at the heads, which are at hand: seldom do they agree far enough for a longer prefix.
+                Some(present) if !agree(item_at(moved).head, item_at(count).head, GAIN_MIN) => present,
                 _ => {
                     let longer = self.common(Some(border.entry), right, new);
                     present.filter(|present| longer < present + GAIN_MIN).unwrap_or(longer)

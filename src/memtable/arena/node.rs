@@ -31,6 +31,8 @@
 //! Entries' and children's offsets are stored with Release and loaded with Acquire themselves, so that a reader that goes by an order
 //! that is no longer true meets a wrong entry, but a whole one.
 
+#![forbid(unsafe_code)]
+
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
