@@ -475,6 +475,9 @@ fn find(engine: &Engine, table: &TableState, view: &View, key: &[u8], seq: Seq) 
     let shown = |(trailer, value): (Trailer, Value)| (trailer.kind() != Kind::Delete).then_some(value);
     // Memtables, then level 0, then the levels below are each newer than what follows, so the first hit is the newest.
     for memory in std::iter::once(&view.active).chain(&view.frozen) {
+        if memory.table.is_empty() {
+            continue;
+        }
         if let Some(found) = memory.table.get(key, seq) {
             engine.meters.count(Count::GetMemtable, 1);
             return Ok(shown(found));

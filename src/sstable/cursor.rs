@@ -125,14 +125,14 @@ impl TableCursor {
         if self.enter(place, Direction::Forward)?.is_none() {
             return Ok(());
         }
-        match &self.block {
-            Some(block) => match block.lower_bound(key, target) {
-                at if at == block.len() => self.next_block()?,
-                at => self.stand(at),
-            },
-            None => {}
+        let Some(block) = &self.block else { return Ok(()) };
+        match block.lower_bound(key, target) {
+            at if at == block.len() => self.next_block(),
+            at => {
+                self.stand(at);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     fn try_seek_before(&mut self, key: &[u8], trailer: Trailer) -> Result<()> {

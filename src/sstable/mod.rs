@@ -164,11 +164,9 @@ impl TableReader {
     fn find(&self, probes: &mut Probes, key: &[u8], seq: Seq) -> Result<Option<(Trailer, Value)>> {
         let target = Trailer::seek(seq);
         let Some((leaf, place)) = self.index.find(self, key, target)? else { return Ok(None) };
-        let found = match &*leaf.slots.look(place.at) {
-            Some(block) => Some(look_up(block, key, target)),
-            None => None,
-        };
-        let found = match found {
+        // The slot is let go of before anything is read from the file.
+        let kept = leaf.slots.look(place.at).as_ref().map(|block| look_up(block, key, target));
+        let found = match kept {
             Some(found) => {
                 probes.hits += 1;
                 found
