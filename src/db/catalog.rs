@@ -122,6 +122,10 @@ impl Catalog {
     }
 
     /// All tables of a store that is being opened, in as little room as there can be.
+    #[allow(
+        clippy::mutable_key_type,
+        reason = "what changes of a table is not its name, which is all that the order rests on"
+    )]
     pub(crate) fn of(tables: Vec<Arc<TableState>>) -> Catalog {
         let by_name = tables.iter().cloned().map(ByName).collect();
         let by_slot = tables.into_iter().map(|table| (table.slot, table)).collect();

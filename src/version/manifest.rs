@@ -12,6 +12,14 @@
 //!   more than twice its picture is replaced by a new one.
 //! - After a clean close `CURRENT` says where the file ends; any missing byte is then an error.
 //!
+//! # A new picture is written beside live edits
+//! ```text
+//! live     │ group 7 │ group 8 │ group 9 │ ...            appended and synced as ever, and remembered from the picture on
+//! new      picture of 7 ············ written, synced │ 8 │ 9 │ synced ─ CURRENT names it ─ it is live, the old one goes
+//! ```
+//! The lock that appends take is held for a copy of the picture in memory, and for the few groups that came meanwhile. Until `CURRENT` has been
+//! switched, whatever goes wrong (a full disk, most likely) costs the new file alone, and the old one goes on.
+//!
 //! An error in [`Manifest::append`] leaves the file's end unknown: every further call fails, and only reading the manifest anew
 //! can tell what is true. After [`Manifest::close`] every further call fails, too.
 
@@ -47,6 +55,8 @@ pub(crate) struct Manifest {
     system: SystemKeys,
     suite: Suite,
     inner: Mutex<Inner>,
+    /// Held by whoever writes a new picture.
+    rewriting: Mutex<()>,
     /// The epoch of the last durable group, readable without the lock.
     epoch: AtomicU64,
 }
@@ -56,6 +66,10 @@ struct Inner {
     live: LiveFile,
     /// The live file is not to be written again; the next append begins a file of this number.
     next_number: Option<FileNumber>,
+    /// What was appended since the picture that is being written beside.
+    since_picture: Option<Vec<EditGroup>>,
+    /// The file is rewritten once it is longer than this, if it is: one that could not be is not tried again at once.
+    longer_than: u64,
     /// Why nothing more may be written: the store was closed, or a write failed. Kept here and not left to the callers, because
     /// those who wait for the lock meanwhile have asked already.
     ended: Option<Error>,
@@ -108,8 +122,9 @@ impl Manifest {
         let live = LiveFile::create(&dir, &*entropy, &key, suite, number, &state)?;
         live.make_current(&dir, &*entropy, &key, suite, &state, false)?;
         let epoch = AtomicU64::new(state.epoch.0);
-        let inner = Mutex::new(Inner { state, live, next_number: None, ended: None });
-        Ok(Manifest { dir, entropy, system, suite, inner, epoch })
+        let inner = Inner { state, live, next_number: None, since_picture: None, longer_than: 0, ended: None };
+        let (inner, rewriting) = (Mutex::new(inner), Mutex::new(()));
+        Ok(Manifest { dir, entropy, system, suite, inner, rewriting, epoch })
     }
 
     /// Epoch of the last durable group of edits.
@@ -169,7 +184,11 @@ impl Manifest {
         }
         let count = edits.len() as u64;
         let synced_ordinal = inner.live.synced_ordinal;
-        inner.live.append_group(&EditGroup { epoch, synced_ordinal: Some(synced_ordinal), edits })?;
+        let group = EditGroup { epoch, synced_ordinal: Some(synced_ordinal), edits };
+        inner.live.append_group(&group)?;
+        if let Some(since) = &mut inner.since_picture {
+            since.push(group);
+        }
         inner.state.epoch = epoch;
         self.epoch.store(epoch.0, Ordering::Release);
         self.dir.meters().tally(|tally| {
@@ -182,16 +201,56 @@ impl Manifest {
     /// Whether the file has grown so long that it should be [rewritten](Manifest::rewrite).
     pub(crate) fn is_long(&self) -> bool {
         let inner = self.inner.lock();
-        let longest = (3 * inner.live.picture.bytes).max(REWRITE_BYTES_MIN);
+        let longest = (3 * inner.live.picture.bytes).max(REWRITE_BYTES_MIN).max(inner.longer_than);
         inner.live.len_bytes().is_ok_and(|len_bytes| len_bytes > longest)
     }
 
-    /// Begin a new file, of this number, with the present picture, and remove the old one.
+    /// Begin a new file, of this number, with the present picture, and remove the old one. Others append meanwhile. After an error the old file goes
+    /// on, unless the manifest [has ended](Manifest::has_ended).
     pub(crate) fn rewrite(&self, number: FileNumber) -> Result<()> {
+        let _rewriting = self.rewriting.lock();
+        let (picture, old) = {
+            let mut inner = self.inner.lock();
+            inner.check()?;
+            inner.since_picture = Some(Vec::new());
+            (inner.state.clone(), inner.live.number)
+        };
+        let written = self.system.sealing().and_then(|key| {
+            let live = LiveFile::create(&self.dir, &*self.entropy, &key, self.suite, number, &picture)?;
+            Ok((key, live))
+        });
         let mut inner = self.inner.lock();
-        inner.check()?;
-        let outcome = self.begin_file(&mut inner, number);
-        inner.end_if_failed(outcome)
+        let since = inner.since_picture.take().unwrap_or_default();
+        let staged = written.and_then(|(key, mut live)| {
+            inner.check()?;
+            if inner.live.number != old {
+                let detail = "another file was begun meanwhile";
+                return Err(Error::InvalidArgument { what: "manifest", detail: detail.into() });
+            }
+            live.catch_up(since)?;
+            live.stage_current(&self.dir, &*self.entropy, &key, self.suite, &inner.state, false)?;
+            Ok(live)
+        });
+        let live = match staged {
+            Ok(live) => live,
+            Err(error) => {
+                // Nobody knows it. If it cannot be removed, the next open does so.
+                let _ = self.dir.remove(&FileName::Manifest(number).path());
+                inner.longer_than = inner.live.len_bytes().unwrap_or(0) + REWRITE_BYTES_MIN;
+                return Err(error);
+            }
+        };
+        // From here on nobody knows which of the two counts if this fails.
+        let switched = switch_current(&self.dir);
+        inner.end_if_failed(switched)?;
+        inner.longer_than = 0;
+        self.replace_live(&mut inner, live);
+        Ok(())
+    }
+
+    /// Whether nothing can be appended any more: the store was closed, or it is not known what the file holds.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.inner.lock().ended.is_some()
     }
 
     /// Never write to the live file again: the next append begins a new one, of this number.
@@ -205,10 +264,14 @@ impl Manifest {
         let live = LiveFile::create(&self.dir, &*self.entropy, &key, self.suite, number, &inner.state)?;
         live.make_current(&self.dir, &*self.entropy, &key, self.suite, &inner.state, false)?;
         self.epoch.store(inner.state.epoch.0, Ordering::Release);
+        self.replace_live(inner, live);
+        Ok(())
+    }
+
+    fn replace_live(&self, inner: &mut Inner, live: LiveFile) {
         let old = std::mem::replace(&mut inner.live, live);
         // One that cannot be removed now is an orphan that the next open removes.
         let _ = self.dir.remove(&FileName::Manifest(old.number).path());
-        Ok(())
     }
 
     /// Record that the log ends here and that nothing more will be written, here and in `CURRENT`.
@@ -278,6 +341,19 @@ impl LiveFile {
         self.write(&EditGroup { epoch: group.epoch, synced_ordinal: Some(last), edits: Vec::new() }).map(drop)
     }
 
+    /// Append, durably, what came since the picture.
+    fn catch_up(&mut self, groups: Vec<EditGroup>) -> Result<()> {
+        let Some(epoch) = groups.last().map(|group| group.epoch) else { return Ok(()) };
+        let synced_ordinal = Some(self.synced_ordinal);
+        let mut last = self.synced_ordinal;
+        for group in groups {
+            last = self.write(&EditGroup { synced_ordinal, ..group })?;
+        }
+        self.sync()?;
+        self.synced_ordinal = last;
+        self.write(&EditGroup { epoch, synced_ordinal: Some(last), edits: Vec::new() }).map(drop)
+    }
+
     fn len_bytes(&self) -> Result<u64> {
         self.sealer.as_ref().map(ManifestSealer::len_bytes).ok_or(Error::Closed)
     }
@@ -308,6 +384,20 @@ impl LiveFile {
         state: &State,
         closed: bool,
     ) -> Result<()> {
+        self.stage_current(dir, entropy, system, suite, state, closed)?;
+        switch_current(dir)
+    }
+
+    /// Write the `CURRENT` that names this file under a temporary name.
+    fn stage_current(
+        &self,
+        dir: &Directory,
+        entropy: &dyn Entropy,
+        system: &TableKey,
+        suite: Suite,
+        state: &State,
+        closed: bool,
+    ) -> Result<()> {
         let sealer = self.sealer.as_ref().ok_or(Error::Closed)?;
         let current = Current {
             manifest: self.number,
@@ -323,9 +413,14 @@ impl LiveFile {
         };
         let bytes = current.seal(system, suite, entropy)?;
         self.meters.sealed(FileKind::Current, 1, bytes.len() as u64);
-        dir.replace(&FileName::Current.path(), &FileName::Current.temporary_path(), &bytes)?;
-        dir.sync_dir("")
+        dir.stage(&FileName::Current.temporary_path(), &bytes)
     }
+}
+
+/// Put the staged `CURRENT` in the place of the one before, durably.
+fn switch_current(dir: &Directory) -> Result<()> {
+    dir.rename(&FileName::Current.temporary_path(), &FileName::Current.path())?;
+    dir.sync_dir("")
 }
 
 /// The tag of the last of these whole frames.

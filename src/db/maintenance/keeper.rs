@@ -84,10 +84,13 @@ impl Task for Keeper {
             // A failure has poisoned the store.
             let _ = engine.retire_segments();
             if !paused && engine.manifest.is_long() {
-                let _ = engine
-                    .next_file()
-                    .and_then(|number| engine.manifest.rewrite(number))
-                    .map_err(|error| engine.poison(error));
+                // One that cannot be written is tried again when the old one has grown some more.
+                let rewritten = engine.next_file().and_then(|number| engine.manifest.rewrite(number));
+                if let Err(error) = rewritten
+                    && engine.manifest.has_ended()
+                {
+                    engine.poison(error);
+                }
             }
             // A failure poisons the store, and is reported by whoever writes next.
             if !paused {

@@ -206,6 +206,33 @@ fn nothing_is_appended_behind_a_failed_write() {
 }
 
 #[test]
+fn a_picture_that_cannot_be_written_costs_nothing_but_itself() {
+    // A full disk would otherwise make a store read-only that has room for everything but a second picture.
+    let mut world = World::new();
+    let faulty = FaultVfs::new(world.disk.clone());
+    let dir = Arc::new(Directory::new(Arc::new(faulty.clone()), PathBuf::from("/store")));
+    let state = world.read().unwrap().state;
+    let entropy = Simulation::new(5).entropy;
+    let suite = Suite::Aes256Gcm;
+    world.manifest = Manifest::create(dir, entropy, world.system.clone(), suite, FileNumber(2), state).unwrap();
+    world.add_table(1);
+    for (number, operation) in [Operation::Create, Operation::Write, Operation::Sync].into_iter().enumerate() {
+        let next = FileNumber(3 + number as u64);
+        let name = FileName::Manifest(next).path();
+        faulty.inject(Rule::on(operation).path(move |path| path.ends_with(&name)));
+        assert!(world.manifest.rewrite(next).is_err());
+        assert!(!world.manifest.has_ended());
+        world.add_table(2 + number as u32);
+        assert_eq!((world.manifest.number(), world.tables()), (FileNumber(2), 2 + number));
+    }
+    faulty.inject(Rule::on(Operation::Write).path(|path| path.ends_with("CURRENT.tmp")));
+    assert!(world.manifest.rewrite(FileNumber(6)).is_err());
+    world.manifest.rewrite(FileNumber(7)).unwrap();
+    world.add_table(9);
+    assert_eq!((world.manifest.number(), world.tables()), (FileNumber(7), 5));
+}
+
+#[test]
 fn nothing_is_appended_behind_a_clean_close() {
     // CURRENT says where the file ends: one group more, and the store would be called damaged.
     let world = World::new();
