@@ -80,7 +80,7 @@ fn flushes_and_compactions_are_counted_with_every_frame_that_they_seal() {
         assert_eq!((since.flushes.batches, since.flushes.memtables, since.flushes.files), (1, 1, 1));
         assert_eq!(since.flushes.lasted_ns.count(), 1);
         let files = world.sim.vfs.snapshot();
-        let newest = files.iter().filter(|(path, _)| path.extension().is_some_and(|end| end == "sst")).next_back();
+        let newest = files.iter().rfind(|(path, _)| path.extension().is_some_and(|end| end == "sst"));
         assert_eq!(since.flushes.written_bytes, newest.unwrap().1.len() as u64);
         // 20 entries in blocks of 256 bytes, and index, filter, properties, bounds and footer.
         assert!(since.sealed.table_frames > 5, "{}", since.sealed.table_frames);
