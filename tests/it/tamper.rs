@@ -198,7 +198,9 @@ fn every_file_of_a_store_is_sealed_and_knows_what_it_is() {
         let bytes = disk.read(&path).unwrap();
         assert_eq!(&bytes[..8], b"strngrm\x1a", "{}", path.display());
         if !is_key_file(&path) {
-            assert_eq!(frames(&path, &bytes).last().unwrap().end, bytes.len(), "{}", path.display());
+            // A log segment that was not taken into use is a header and nothing else.
+            let end = frames(&path, &bytes).last().map_or(160, |frame| frame.end);
+            assert_eq!(end, bytes.len(), "{}", path.display());
         }
     }
     for folder in ["manifest", "wal", "keys", "sst"] {
