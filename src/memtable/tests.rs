@@ -367,8 +367,8 @@ fn a_split_at_any_place_of_a_leaf_or_a_parent_loses_nothing() {
 fn a_cursor_goes_on_in_order_from_any_entry_whatever_was_split_meanwhile() {
     // An iterator that skips a key, meets it twice or goes back shows its user a state that never was.
     let count = if cfg!(miri) { 20u64 } else { 100 };
-    let steps: [(fn(&mut MemtableCursor) -> Result<()>, bool); 2] = [(Cursor::next, true), (Cursor::prev, false)];
-    for (step, forwards) in steps {
+    type Step = fn(&mut MemtableCursor) -> Result<()>;
+    for (step, forwards) in [(Cursor::next as Step, true), (Cursor::prev as Step, false)] {
         // New entries before, behind and between the old ones: few splits, and many.
         for new in [vec![0, 99], (0..40).collect::<Vec<u64>>(), (51..99).rev().collect(), (0..100).collect()] {
             let new = if cfg!(miri) { vec![new[0], new[1]] } else { new };

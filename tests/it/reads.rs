@@ -114,10 +114,12 @@ fn a_miss_a_small_hit_and_a_step_within_blocks_allocate_nothing() {
     assert!(seeks <= 2, "{seeks} allocations in 5000 seeks");
 }
 
+type Entries = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Everything that is found with these options, or what kept it from being read.
-fn contents(dir: &Path, options: StoreOptions) -> Result<Vec<(Vec<u8>, Vec<u8>)>, String> {
+fn contents(dir: &Path, options: StoreOptions) -> Result<Entries, String> {
     let store = open(dir, options);
-    let read = || -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+    let read = || -> Result<Entries, Error> {
         let table = store.table("t")?;
         (0..10_000).step_by(97).try_for_each(|i| table.get(key(i)).map(drop))?;
         table.iter().map(|entry| entry.map(|(key, value)| (key.to_vec(), value.to_vec()))).collect()

@@ -268,7 +268,7 @@ impl Engine {
         let mut writer = self.writer.lock();
         let _preparing = self.preparing.lock();
         self.check_writable()?;
-        self.sync_log(self.log.end())?;
+        self.log.finish(&writer).map_err(|error| self.poison(error))?;
         if let Some(number) = self.log.retire_open_segments(&mut writer) {
             self.manifest.append(vec![Edit::RemoveSegment { number }]).map_err(|error| self.poison(error))?;
             self.log.remove_segments(&[number]);
