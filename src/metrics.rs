@@ -5,14 +5,14 @@
 //! histogram.rs   distributions, in fixed buckets
 //! snapshot.rs    Metrics: the figures of one moment, what each is, differences, a table for people
 //! ```
-//! A [`Meters`] goes with the store's directory to everything that reads or writes there, and with the broker to everything that asks a
+//! A `Meters` goes with the store's directory to everything that reads or writes there, and with the broker to everything that asks a
 //! provider; there is none but the store's own. What is a matter of looking (bytes in memory, segments, permits) is not
 //! counted but looked up when somebody wants the figures (`db/metrics.rs`).
 //!
 //! # What it costs
 //! A count is a load and a store on a line of this thread's own: about 2 ns with finding the tally, 1 ns for each further one in the same
-//! [`Meters::tally`]. No clock is read for it: durations are of things that take longer than reading a clock by far, or are sampled, one in
-//! [`SAMPLED_ONE_IN`].
+//! `Meters::tally`. No clock is read for it: durations are of things that take longer than reading a clock by far, or are sampled, one in
+//! `SAMPLED_ONE_IN`.
 //!
 //! # What it never says
 //! No figure names a table, key, value or principal: metrics are read by more people than data is.

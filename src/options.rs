@@ -219,7 +219,7 @@ pub struct StoreOptions {
     ///
     /// A block that is not in the cache then costs no system call, which pays when most of a store lies in the operating system's page cache. What is read is copied
     /// before it is checked, as always. What it costs: a file that somebody cuts while it is open, or a medium that cannot be read, ends the
-    /// process with `SIGBUS`, where otherwise a call fails with [`Error::Tampered`](crate::Error::Tampered) or [`Error::Io`](crate::Error::Io).
+    /// process with `SIGBUS`, where otherwise a call fails with [`Error::Tampered`] or [`Error::Io`].
     pub map_tables: bool,
     /// How fast the rest of a table is written anew after its key was rotated, in bytes per second of what is read, all tables together. It
     /// gives way to compaction in any case. Default 256 MiB.

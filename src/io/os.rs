@@ -12,7 +12,7 @@
 //! A path that ends in a slash names what lies behind a link of that name; the engine makes none.
 //!
 //! Why there is `unsafe` here: some facilities have no safe wrapper. `sync_file_range` (a hint to begin
-//! write-back), reads that copy out of a mapping ([`MappedFile`]), `MADV_WIPEONFORK` with an atomic in the page it wipes ([`TickCell`]), memory that is locked and
+//! write-back), reads that copy out of a mapping (`MappedFile`), `MADV_WIPEONFORK` with an atomic in the page it wipes ([`TickCell`]), memory that is locked and
 //! kept out of core dumps (`pages`), and registers that held keys (`registers`).
 #![allow(unsafe_code)]
 #![allow(
