@@ -93,15 +93,13 @@ impl Engine {
 
     /// Bring a table into use, or wait until whoever is at it has done so.
     pub(super) fn load(&self, table: &Arc<TableState>, keys: Arc<KeySet>) -> Result<()> {
-        if table.loading.swap(true, Ordering::AcqRel) {
-            self.env
-                .scheduler
-                .wait_until(&self.loaded, &*self.env.clock, None, &mut || !table.loading.load(Ordering::Acquire));
+        let Some(loading) = Loading::begin(self, table.clone()) else {
+            let mut is_over = || !table.is_loading();
+            self.env.scheduler.wait_until(&self.loaded, &*self.env.clock, None, &mut is_over);
             return Ok(());
-        }
+        };
         let outcome = if table.view.load().is_some() { Ok(()) } else { self.build_view(table, keys) };
-        table.loading.store(false, Ordering::Release);
-        self.loaded.raise();
+        drop(loading);
         if outcome.is_ok() {
             // What was replayed may be over the budget, and no commit that waits for room would freeze it.
             self.relieve_budget_soon();
@@ -284,9 +282,33 @@ impl Engine {
     }
 }
 
+/// The right to load a table, or to keep others from it.
+pub(super) struct Loading<'a> {
+    engine: &'a Engine,
+    pub(super) table: Arc<TableState>,
+}
+
+impl<'a> Loading<'a> {
+    /// None if somebody else has it.
+    pub(super) fn begin(engine: &'a Engine, table: Arc<TableState>) -> Option<Loading<'a>> {
+        // Made only if the right was free: one that is dropped gives it back, whoever has it.
+        (!table.loading.swap(true, Ordering::AcqRel)).then(|| Loading { engine, table })
+    }
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        self.table.loading.store(false, Ordering::Release);
+        self.engine.loaded.raise();
+    }
+}
+
 /// Whether these are all keys that the manifest pins, and the newest of them seals.
 fn covers(keys: &KeySet, pin: &KeyPin) -> bool {
     let newest = pin.generations.last().map(|(generation, _)| *generation);
     newest == Some(keys.current().generation())
         && pin.generations.iter().all(|(generation, _)| keys.generation(*generation).is_some())
 }
+
+#[cfg(test)]
+mod tests;

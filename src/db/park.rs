@@ -13,10 +13,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::catalog::TableState;
+use super::load::Loading;
 use crate::error::Result;
 use crate::format::FileName;
 use crate::format::log::LogPoint;
@@ -141,25 +141,5 @@ impl Engine {
     pub(super) fn remove_parked(&self, names: &[FileName]) {
         // What cannot be removed now is an orphan that the next open removes.
         names.iter().for_each(|name| drop(self.dir.remove(&name.path())));
-    }
-}
-
-/// The right to load a table, or to keep others from it.
-pub(super) struct Loading<'a> {
-    engine: &'a Engine,
-    table: Arc<TableState>,
-}
-
-impl<'a> Loading<'a> {
-    /// None if somebody else has it.
-    pub(super) fn begin(engine: &'a Engine, table: Arc<TableState>) -> Option<Loading<'a>> {
-        (!table.loading.swap(true, Ordering::AcqRel)).then_some(Loading { engine, table })
-    }
-}
-
-impl Drop for Loading<'_> {
-    fn drop(&mut self) {
-        self.table.loading.store(false, Ordering::Release);
-        self.engine.loaded.raise();
     }
 }

@@ -22,7 +22,7 @@ use crate::compaction::run::sync_directories;
 use crate::crypto::TAG_BYTES;
 use crate::db::Engine;
 use crate::db::catalog::{TableState, View};
-use crate::db::park::Loading;
+use crate::db::load::Loading;
 use crate::error::{Error, Result};
 use crate::format::codec::Where;
 use crate::format::frame::{FileHeader, HEADER_BYTES};
