@@ -126,7 +126,7 @@ pub(crate) struct Background {
     /// Where scans ask for blocks to be opened ahead.
     pub(in crate::db) ahead: Arc<HelpQueue>,
     #[cfg(test)]
-    pub(in crate::db) after_look: tests::AfterLook,
+    pub(in crate::db) between: tests::Between,
 }
 
 impl Background {
@@ -161,7 +161,7 @@ impl Background {
             custody: Custody::default(),
             ahead: Arc::default(),
             #[cfg(test)]
-            after_look: tests::AfterLook::default(),
+            between: tests::Between::default(),
         }
     }
 
@@ -192,7 +192,7 @@ impl Background {
     pub(in crate::db) fn stopping(&self) -> bool {
         let stopping = self.stop.load(Ordering::Acquire);
         #[cfg(test)]
-        self.after_look.came();
+        self.between.look_and_work.came();
         stopping
     }
 
