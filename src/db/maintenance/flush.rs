@@ -527,7 +527,7 @@ impl Engine {
         if let Some(container) = batch.container.number() {
             self.readers.share(container, named.iter().copied().filter(|(file, _)| file.extent.container == container));
         }
-        let retired = self.log.take_segments_before(self.background.oldest_segment_without(&done));
+        let retired = self.take_segments(|| self.background.oldest_segment_without(&done));
         edits.extend(retired.iter().map(|&number| Edit::RemoveSegment { number }));
         self.manifest.append(edits).map_err(|error| self.poison(error))?;
 
@@ -588,8 +588,7 @@ impl Engine {
         }
         // Those behind them may be needed by nobody either, and have time.
         let until = self.background.log_until().next();
-        let needed = [self.background.oldest_segment(), until].into_iter().flatten().min();
-        let retired = self.log.take_segments_before(needed);
+        let retired = self.take_segments(|| [self.background.oldest_segment(), until].into_iter().flatten().min());
         if retired.is_empty() {
             return Ok(());
         }

@@ -157,6 +157,17 @@ impl Engine {
         Ok(())
     }
 
+    /// Take out of the log the segments before the oldest that is needed, as `oldest_needed` finds it; they are the caller's to remove.
+    pub(in crate::db) fn take_segments(&self, oldest_needed: impl FnOnce() -> Option<FileNumber>) -> Vec<FileNumber> {
+        // Where commits go is asked first. A commit writes to a segment before it holds it, so one that is under way may need this segment
+        // though nobody holds it. Segments before this one were left only after all their commits held them.
+        let current = self.log.end().segment;
+        let limit = oldest_needed().map_or(current, |needed| needed.min(current));
+        #[cfg(test)]
+        self.background.between.need_and_take.came();
+        self.log.take_segments_before(limit)
+    }
+
     /// Freeze the memtables that hold the oldest segment while the log is over its limit.
     fn relieve_log(&self) {
         let Some(oldest) = self.segment_to_relieve() else { return };

@@ -19,6 +19,8 @@ pub(in crate::db) struct Between {
     pub(in crate::db) look_and_work: Moment,
     /// A table is marked as dropped, and the manifest says so.
     pub(in crate::db) mark_and_drop: Moment,
+    /// The oldest log segment that is needed is found, and those before it are taken.
+    pub(in crate::db) need_and_take: Moment,
 }
 
 /// What comes to pass there, once.
@@ -182,4 +184,20 @@ fn what_a_dropped_table_had_in_memory_is_let_go_of() {
         assert_eq!((memtables.bytes, memtables.frozen), (0, 0), "after {steps} steps");
         assert_eq!(world.engine.background.oldest_segment(), None, "after {steps} steps");
     }
+}
+
+#[test]
+fn a_log_segment_stays_for_a_commit_that_came_while_others_let_go_of_it() {
+    // Otherwise a commit that was synced is gone after a power cut, because another table was flushed at the same moment.
+    let world = World::new(0x5e6);
+    world.put("a");
+    world.freeze("a");
+    let (store, engine) = (world.store.clone(), world.engine.clone());
+    world.engine.background.between.need_and_take.expect(1, move || {
+        store.table("b").unwrap().put_with("k", "v", Durability::Sync).unwrap();
+        next_segment(&engine);
+    });
+    world.simulation.scheduler.run_until_idle();
+    assert_eq!(world.store.metrics().memtables.frozen, 0, "it was flushed");
+    assert_eq!(world.value_after_a_power_cut("b").as_deref(), Some(&b"v"[..]));
 }
