@@ -1,6 +1,8 @@
 //! Claims about background tasks: how they end, and what may come to pass between two of their steps.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -8,7 +10,7 @@ use crate::db::{Engine, Store};
 use crate::io::fault::{FaultVfs, Operation, Rule};
 use crate::io::mem::Loss;
 use crate::io::sim::Simulation;
-use crate::io::{Environment, Step};
+use crate::io::{Clock, Environment, Join, Scheduler, Signal, Step, Task, TaskPanicked, Tick};
 use crate::keys::LocalKms;
 use crate::options::{Durability, TableOptions};
 
@@ -21,6 +23,8 @@ pub(in crate::db) struct Between {
     pub(in crate::db) mark_and_drop: Moment,
     /// The oldest log segment that is needed is found, and those before it are taken.
     pub(in crate::db) need_and_take: Moment,
+    /// Somebody wants a log segment to be prepared, and begins with it.
+    pub(in crate::db) want_and_prepare: Moment,
 }
 
 /// What comes to pass there, once.
@@ -200,4 +204,74 @@ fn a_log_segment_stays_for_a_commit_that_came_while_others_let_go_of_it() {
     world.simulation.scheduler.run_until_idle();
     assert_eq!(world.store.metrics().memtables.frozen, 0, "it was flushed");
     assert_eq!(world.value_after_a_power_cut("b").as_deref(), Some(&b"v"[..]));
+}
+
+/// Runs no task, and tells when somebody waits.
+#[derive(Debug)]
+struct Waiting {
+    threads: Arc<dyn Scheduler>,
+    waits: AtomicBool,
+}
+
+impl Scheduler for Waiting {
+    fn spawn(&self, _name: &'static str, _task: Box<dyn Task>) -> io::Result<Box<dyn Join>> {
+        Ok(Box::new(Over))
+    }
+
+    fn wait_until(
+        &self,
+        signal: &Signal,
+        clock: &dyn Clock,
+        deadline: Option<Tick>,
+        ready: &mut dyn FnMut() -> bool,
+    ) -> bool {
+        if !ready() {
+            self.waits.store(true, Ordering::SeqCst);
+        }
+        self.threads.wait_until(signal, clock, deadline, ready)
+    }
+}
+
+#[derive(Debug)]
+struct Over;
+
+impl Join for Over {
+    fn join(&self) -> Result<(), TaskPanicked> {
+        Ok(())
+    }
+}
+
+#[test]
+fn quiesce_waits_for_whoever_is_about_to_begin_a_log_segment() {
+    // Two machines that go on from one snapshot of memory would otherwise write different commits to that segment, under the same
+    // key and nonces.
+    for name in ["strongroom-keeper", "strongroom-rotate"] {
+        let simulation = Simulation::new(0x9_1e7);
+        let scheduler = Arc::new(Waiting { threads: Environment::os().scheduler, waits: AtomicBool::new(false) });
+        let environment = Environment { scheduler: scheduler.clone(), ..simulation.environment() };
+        let kms = LocalKms::in_memory(simulation.environment()).unwrap();
+        let options = crate::StoreOptions { log_segment_bytes: 8 << 10, ..crate::StoreOptions::default() };
+        let builder = Store::builder("/store").key_provider(kms).environment(environment).options(options);
+        let store = builder.create().unwrap();
+        let table = store.create_table("t", TableOptions::new()).unwrap();
+        table.put("k", vec![7; 6 << 10]).unwrap();
+        store.rotate_table_key("t").unwrap();
+
+        let engine = store.handle.engine().clone();
+        let quiet: Arc<Mutex<Option<std::thread::JoinHandle<()>>>> = Arc::default();
+        let (quieting, waiting) = (quiet.clone(), scheduler.clone());
+        engine.background.between.want_and_prepare.expect(1, move || {
+            let quieter = std::thread::spawn(move || store.quiesce().unwrap());
+            while !quieter.is_finished() && !waiting.waits.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            *quieting.lock() = Some(quieter);
+        });
+        let (_, mut task) = engine.background_tasks().into_iter().find(|(other, _)| *other == name).unwrap();
+        task.step();
+        let quieter = quiet.lock().take();
+        quieter.expect("it prepared a segment").join().unwrap();
+        assert_eq!(engine.log.spare_end(), None, "{name}");
+        assert!(!engine.writer.lock().has_segment(), "{name}");
+    }
 }
