@@ -427,7 +427,13 @@ impl Engine {
                 let behind = (part.segment, part.offset_bytes) < (to.segment, to.end_bytes);
                 part.segment >= *from && behind && flushed.is_some_and(|flushed| part.section.last_seq() > flushed)
             });
+            #[cfg(test)]
+            self.background.between.search_and_note.came();
             self.set_unreplayed(table, Unreplayed::sections(own));
+            // Whoever drops the table says so before he lets go of its part of the log: one of the two sees the other.
+            if table.is_gone() {
+                self.set_unreplayed(table, Unreplayed::Nothing);
+            }
         }
         Ok(())
     }

@@ -25,6 +25,8 @@ pub(in crate::db) struct Between {
     pub(in crate::db) need_and_take: Moment,
     /// Somebody wants a log segment to be prepared, and begins with it.
     pub(in crate::db) want_and_prepare: Moment,
+    /// It is found what the log holds of a table, and noted.
+    pub(in crate::db) search_and_note: Moment,
 }
 
 /// What comes to pass there, once.
