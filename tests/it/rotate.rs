@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use strongroom::error::ProviderReason;
 use strongroom::event::Event;
+use strongroom::io::fault::{FaultVfs, Operation as DiskOperation, Rule as FaultRule};
 use strongroom::io::mem::{Loss, MemVfs};
 use strongroom::keys::faulty::{FaultyProvider, Operation, Rule};
 use strongroom::{
     Delay, ErrorKind, KeyChange, LocalKms, MasterKey, SseStatus, Store, StoreOptions, Table, TableOptions, TableStatus,
 };
 
-use crate::world::{Dice, Row, World, row, setting, tiny_options, tiny_table};
+use crate::world::{DIR, Dice, Row, World, row, setting, tiny_options, tiny_table};
 
 /// A world whose provider has two keys of the user's.
 fn world(seed: u64) -> World {
@@ -744,4 +745,29 @@ fn a_rotation_writes_nothing_while_the_store_is_quiet() {
         store.rotation("t").unwrap().wait().unwrap();
         assert_eq!(row(&table).unwrap().len(), 3);
     }
+}
+
+#[test]
+fn a_new_system_key_comes_into_use_though_a_manifest_is_begun_meanwhile() {
+    // Whoever has the machine snapshotted while a key is rotated would find the store read-only.
+    let world = world(7100);
+    let faulty = FaultVfs::new(world.sim.vfs.clone());
+    let store = world.builder_over(Arc::new(faulty.clone())).create().unwrap();
+    let table = store.create_table("t", tiny_table(0)).unwrap();
+    fill(&table, 0..50);
+    let (quieted, written) = (store.clone(), table.clone());
+    let is_manifest = |path: &Path| path.starts_with(Path::new(DIR).join("manifest"));
+    faulty.inject(FaultRule::on(DiskOperation::Create).path(is_manifest).call(move |_, _| {
+        quieted.quiesce().unwrap();
+        fill(&written, 50..60);
+        quieted.flush().unwrap();
+    }));
+    store.rotate_system_key().unwrap();
+    fill(&table, 60..70);
+    store.wait_for_system_rotation().unwrap();
+    assert_eq!(store.system_key_generations().unwrap().len(), 1);
+    let manifests = files(&world.sim.vfs).into_keys().filter(|path| is_manifest(path)).count();
+    assert_eq!(manifests, 1, "what was written beside is gone");
+    let store = reopened(&world, store);
+    assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 70);
 }
