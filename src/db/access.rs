@@ -6,7 +6,7 @@
 //!      ^        at once       every permit has ended; calls are refused with the provider's reason and T
 //!      │        custodian     the view goes, under the writer's lock; memtables, cached blocks, readers, keys are let go of;
 //!      │                      what was not flushed is in the log, sealed, and the segments with it are held
-//!      │                      T in the manifest: many tables, one append
+//!      │                      T in the manifest: many tables, one append; while the store is quiet (`quiesce`), later
 //!      │        over the log's limit: sections are carried out of segments that must go (park.rs)
 //!      │
 //!      └──────── the service's own unwrap succeeds: asked by the prober, with back-off, or because somebody calls
@@ -310,7 +310,9 @@ impl Engine {
     }
 
     /// Bring memory and manifest into line with the accesses that changed.
-    fn settle_accesses(&self) -> Result<()> {
+    fn settle_accesses(self: &Arc<Engine>) -> Result<()> {
+        // Those that somebody is loading, or of which nothing may be written now, get their turn in a later round.
+        let mut later: Vec<Arc<TableState>> = Vec::new();
         loop {
             let tables: Vec<Arc<TableState>> = {
                 let mut changed = self.background.custody.changed.lock();
@@ -318,22 +320,21 @@ impl Engine {
                 slots.into_iter().filter_map(|slot| changed.remove(&slot)).collect()
             };
             if tables.is_empty() {
-                return Ok(());
+                break;
             }
-            // Those that somebody is loading get their turn in a later round.
-            let mut later: Vec<&Arc<TableState>> = Vec::new();
             for table in tables.iter().filter(|table| table.access.is_refused()) {
                 if !self.seclude(table) {
-                    later.push(table);
+                    later.push(table.clone());
                 }
             }
-            self.record_accesses(&tables)?;
-            if !later.is_empty() {
-                let mut changed = self.background.custody.changed.lock();
-                later.into_iter().for_each(|table| drop(changed.insert(table.slot, table.clone())));
-                return Ok(());
+            match Writing::begin(self) {
+                Some(_writing) => self.record_accesses(&tables)?,
+                None => later.extend(tables),
             }
         }
+        let mut changed = self.background.custody.changed.lock();
+        later.into_iter().for_each(|table| drop(changed.insert(table.slot, table)));
+        Ok(())
     }
 
     /// Let go of what is in memory of a table, without flushing it: everything is in the log. False if somebody is loading it, so that it has to be
@@ -426,7 +427,13 @@ impl Engine {
                 let behind = (part.segment, part.offset_bytes) < (to.segment, to.end_bytes);
                 part.segment >= *from && behind && flushed.is_some_and(|flushed| part.section.last_seq() > flushed)
             });
+            #[cfg(test)]
+            self.background.between.search_and_note.came();
             self.set_unreplayed(table, Unreplayed::sections(own));
+            // Whoever drops the table says so before he lets go of its part of the log: one of the two sees the other.
+            if table.is_gone() {
+                self.set_unreplayed(table, Unreplayed::Nothing);
+            }
         }
         Ok(())
     }

@@ -173,6 +173,7 @@ pub(crate) struct TableState {
     /// Whether a call is changing the table's keys.
     pub changing: AtomicBool,
     dropped: AtomicBool,
+    gone: AtomicBool,
 }
 
 /// A table, and one principal's permit for it: what handles are made of.
@@ -272,6 +273,7 @@ impl TableState {
             loading: AtomicBool::new(false),
             changing: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
         }
     }
 
@@ -294,6 +296,16 @@ impl TableState {
     pub(crate) fn mark_dropped(&self) {
         self.dropped.store(true, Ordering::Release);
         self.lease.close();
+    }
+
+    /// Whether the manifest says that the table is dropped. Until then a crash brings it back, with what the log holds of it.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// The manifest says that the table is dropped: from now on the log need not hold anything of it.
+    pub(crate) fn mark_gone(&self) {
+        self.gone.store(true, Ordering::Release);
     }
 
     /// Whether nobody may use the table any more: its last permit has ended, or its keys have gone already.

@@ -263,7 +263,7 @@ impl Engine {
         }
     }
 
-    /// Let go of everything of a table that is being dropped. Frozen memtables go when the flusher finds them.
+    /// Let go of everything of a table that is gone. Frozen memtables go when the flusher, who is woken, finds them.
     pub(super) fn forget(&self, table: &Arc<TableState>) {
         let mut writer = self.writer.lock();
         let structure = table.structure.lock();
@@ -272,6 +272,7 @@ impl Engine {
         table.publisher().show(None);
         drop(structure);
         drop(writer);
+        self.background.wake();
         self.background.in_use.lock().remove(&table.slot);
         self.set_unreplayed(table, Unreplayed::Nothing);
         self.background.custody.forget(table.slot);

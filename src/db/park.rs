@@ -110,7 +110,7 @@ impl Engine {
             let left = table.unreplayed.lock().behind(segment, next);
             self.set_unreplayed(table, left);
         }
-        let retired = self.log.take_segments_before(self.background.oldest_segment());
+        let retired = self.take_segments(|| self.background.oldest_segment());
         let mut edits = vec![Edit::LogSynced { point: self.log.synced() }];
         edits.extend(parked.values().map(|record| Edit::Park(Box::new(record.clone()))));
         edits.extend(retired.iter().map(|&number| Edit::RemoveSegment { number }));

@@ -207,7 +207,11 @@ impl Engine {
             let parked = state.parked.values().filter(|record| record.slot == table.slot);
             (sorted.collect(), parked.map(|record| record.name()).collect())
         });
+        #[cfg(test)]
+        self.background.between.mark_and_drop.came();
         self.manifest.append(vec![Edit::DropTable { slot: table.slot }]).map_err(|error| self.poison(error))?;
+        // Before anything of it is let go of: whoever finds something of it later can tell that nobody else will.
+        table.mark_gone();
         self.catalog.remove(&table);
         self.forget(&table);
         erase_key_file(&self.dir, table.id)?;

@@ -205,8 +205,9 @@ impl Manifest {
         inner.live.len_bytes().is_ok_and(|len_bytes| len_bytes > longest)
     }
 
-    /// Begin a new file, of this number, with the present picture, and remove the old one. Others append meanwhile. After an error the old file goes
-    /// on, unless the manifest [has ended](Manifest::has_ended).
+    /// Begin a new file, of this number, with the present picture, and remove the old one. Others append meanwhile; if they begin a new file
+    /// themselves, as behind [`retire_file`](Manifest::retire_file), that one does as well. After an error the old file goes on, unless the
+    /// manifest [has ended](Manifest::has_ended).
     pub(crate) fn rewrite(&self, number: FileNumber) -> Result<()> {
         let _rewriting = self.rewriting.lock();
         let (picture, old) = {
@@ -221,12 +222,13 @@ impl Manifest {
         });
         let mut inner = self.inner.lock();
         let since = inner.since_picture.take().unwrap_or_default();
+        if inner.live.number != old {
+            // It was begun behind this call, so its picture is no older, and it is under a key that is not older either.
+            let _ = self.dir.remove(&FileName::Manifest(number).path());
+            return inner.check();
+        }
         let staged = written.and_then(|(key, mut live)| {
             inner.check()?;
-            if inner.live.number != old {
-                let detail = "another file was begun meanwhile";
-                return Err(Error::InvalidArgument { what: "manifest", detail: detail.into() });
-            }
             live.catch_up(since)?;
             live.stage_current(&self.dir, &*self.entropy, &key, self.suite, &inner.state, false)?;
             Ok(live)

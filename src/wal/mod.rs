@@ -530,11 +530,11 @@ impl Log {
         self.shared.lock().segments.first_key_value().map(|(&number, _)| number)
     }
 
-    /// Take out the segments before `needed`, or before the current one if none is needed; never the current one or the spare. Each is given
-    /// to one caller, who has the manifest forget it and then removes it.
-    pub(crate) fn take_segments_before(&self, needed: Option<FileNumber>) -> Vec<FileNumber> {
+    /// Take out the segments before `limit`; never the current one or the spare. Each is given to one caller, who has the manifest forget it
+    /// and then removes it.
+    pub(crate) fn take_segments_before(&self, limit: FileNumber) -> Vec<FileNumber> {
         let mut shared = self.shared.lock();
-        let limit = needed.map_or(shared.current, |needed| needed.min(shared.current));
+        let limit = limit.min(shared.current);
         let left = shared.segments.split_off(&limit);
         std::mem::replace(&mut shared.segments, left).into_keys().collect()
     }

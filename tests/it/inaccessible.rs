@@ -549,3 +549,35 @@ fn verify_says_what_it_could_not_check_and_checks_parked_files_when_it_can() {
     assert!(report.is_whole() && report.orphans.is_empty(), "{report:?}");
     assert_eq!(report.unopened_frames, 0);
 }
+
+#[test]
+fn a_quiet_store_writes_nothing_about_a_key_that_is_refused_until_it_is_written_to() {
+    // What is written then is sealed by something that a snapshot of memory holds: two machines that go on from it would use the same
+    // key and nonces for different things.
+    let world = World::new(2020);
+    let store = world.create();
+    let (table, other) = (store.create_table("tenant", tenants(0)), store.create_table("other", tiny_table(1)));
+    let (table, other) = (table.unwrap(), other.unwrap());
+    let mut expected = Row::new();
+    fill(&table, &mut expected, 0, 60);
+    store.quiesce().unwrap();
+    let (before, epoch) = (world.sim.vfs.snapshot(), store.epoch());
+    world.revoke(&table);
+    assert!(world.sim.vfs.snapshot() == before, "something was written");
+    assert_eq!(store.epoch(), epoch);
+    let (state, since_ms) = status(&table);
+    assert_eq!(state, TableStatus::InaccessibleEncryptionCredentials);
+    let told = || world.heard.all().iter().any(|event| matches!(event, Event::TableInaccessible { .. }));
+    assert!(!told());
+
+    other.put("k", "v").unwrap();
+    world.pass(Duration::from_secs(1));
+    assert!(told());
+    store.close().unwrap();
+    drop((table, other, store));
+    let store = world.open();
+    let table = store.table("tenant").unwrap();
+    assert_eq!(status(&table), (TableStatus::InaccessibleEncryptionCredentials, since_ms));
+    world.restore();
+    assert_eq!(row(&table).unwrap(), expected);
+}

@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use strongroom::error::ProviderReason;
 use strongroom::event::Event;
+use strongroom::io::fault::{FaultVfs, Operation as DiskOperation, Rule as FaultRule};
 use strongroom::io::mem::{Loss, MemVfs};
 use strongroom::keys::faulty::{FaultyProvider, Operation, Rule};
 use strongroom::{
     Delay, ErrorKind, KeyChange, LocalKms, MasterKey, SseStatus, Store, StoreOptions, Table, TableOptions, TableStatus,
 };
 
-use crate::world::{Dice, Row, World, row, setting, tiny_options, tiny_table};
+use crate::world::{DIR, Dice, Row, World, row, setting, tiny_options, tiny_table};
 
 /// A world whose provider has two keys of the user's.
 fn world(seed: u64) -> World {
@@ -720,4 +721,53 @@ fn measure_rewrapping_many_tables_and_rotating_a_large_one() {
         raw / 1e6 / seconds,
         bytes as f64 / 1e6 / seconds,
     );
+}
+
+#[test]
+fn a_rotation_writes_nothing_while_the_store_is_quiet() {
+    // What is written then is sealed by something that a snapshot of memory holds: two machines that go on from it would use the same
+    // key and nonces for different things.
+    for steps in 0..60 {
+        let world = world(7000 + steps as u64);
+        let store = world.create();
+        let table = store.create_table("t", under("alias/old")).unwrap();
+        fill(&table, 0..3);
+        store.rotate_table_key("t").unwrap();
+        world.sim.scheduler.run_some(steps);
+        store.quiesce().unwrap();
+        let before = files(&world.sim.vfs);
+        for _ in 0..20 {
+            world.sim.clock.advance(std::time::Duration::from_millis(250));
+            world.sim.scheduler.run_until_idle();
+        }
+        let after = files(&world.sim.vfs);
+        assert!(after.iter().all(|(name, bytes)| before.get(name) == Some(bytes)), "after {steps} steps");
+        store.rotation("t").unwrap().wait().unwrap();
+        assert_eq!(row(&table).unwrap().len(), 3);
+    }
+}
+
+#[test]
+fn a_new_system_key_comes_into_use_though_a_manifest_is_begun_meanwhile() {
+    // Whoever has the machine snapshotted while a key is rotated would find the store read-only.
+    let world = world(7100);
+    let faulty = FaultVfs::new(world.sim.vfs.clone());
+    let store = world.builder_over(Arc::new(faulty.clone())).create().unwrap();
+    let table = store.create_table("t", tiny_table(0)).unwrap();
+    fill(&table, 0..50);
+    let (quieted, written) = (store.clone(), table.clone());
+    let is_manifest = |path: &Path| path.starts_with(Path::new(DIR).join("manifest"));
+    faulty.inject(FaultRule::on(DiskOperation::Create).path(is_manifest).call(move |_, _| {
+        quieted.quiesce().unwrap();
+        fill(&written, 50..60);
+        quieted.flush().unwrap();
+    }));
+    store.rotate_system_key().unwrap();
+    fill(&table, 60..70);
+    store.wait_for_system_rotation().unwrap();
+    assert_eq!(store.system_key_generations().unwrap().len(), 1);
+    let manifests = files(&world.sim.vfs).into_keys().filter(|path| is_manifest(path)).count();
+    assert_eq!(manifests, 1, "what was written beside is gone");
+    let store = reopened(&world, store);
+    assert_eq!(row(&store.table("t").unwrap()).unwrap().len(), 70);
 }

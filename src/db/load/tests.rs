@@ -1,7 +1,8 @@
-//! Claims about who may load a table.
+//! Claims about who may load a table, and about what is dropped meanwhile.
 
 use super::Loading;
 use crate::db::Store;
+use crate::error::ErrorKind;
 use crate::options::TableOptions;
 
 #[test]
@@ -19,4 +20,19 @@ fn whoever_is_refused_the_right_to_load_a_table_does_not_end_that_of_another() {
     }
     drop(loading);
     assert!(Loading::begin(engine, table).is_some());
+}
+
+#[test]
+fn a_table_that_is_dropped_while_it_is_loaded_holds_no_part_of_the_log() {
+    // Otherwise the log grows from there on until the store is opened again: by a year's writes, where it is never closed.
+    let store = Store::temporary().unwrap();
+    let table = store.create_table("t", TableOptions::new()).unwrap();
+    table.put("k", "v").unwrap();
+    let engine = store.handle.engine();
+    // Its key was refused and is back: what the log holds of it has to be looked up.
+    assert!(engine.seclude(&engine.catalog.named("t").unwrap()));
+    let dropping = store.clone();
+    engine.background.between.search_and_note.expect(1, move || dropping.drop_table("t").unwrap());
+    assert_eq!(table.get("k").unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(engine.background.oldest_segment(), None);
 }

@@ -114,8 +114,11 @@ impl Flusher {
                 if items.len() == FLUSH_TABLES_MAX {
                     break;
                 }
-                if item.table.is_dropped() {
+                if item.table.is_gone() {
                     gone.push(item.clone());
+                } else if item.table.is_dropped() {
+                    // It holds the log until the manifest says so: a crash before that brings the table back.
+                    continue;
                 } else if let Some(tick) = resting.get(&item.table.slot) {
                     again = Some(again.map_or(*tick, |again: Tick| again.min(*tick)));
                 } else {
@@ -254,7 +257,7 @@ impl Flusher {
         let later = batch.items.split_off(batch.outputs.len());
         let Some(table) = later.first().map(|item| item.table.clone()) else { return };
         batch.items.extend(later.into_iter().filter(|item| !Arc::ptr_eq(&item.table, &table)));
-        // A dropped table's memtables are let go of before the next batch.
+        // A dropped table's memtables are let go of before a later batch.
         if !table.is_dropped() {
             self.engine.job_failed(JobKind::Flush, &table, error);
         }
@@ -468,13 +471,14 @@ impl Engine {
         // All of them at once, in slot order, so that the levels chosen here are still right when the files land.
         let structures: BTreeMap<Slot, _> =
             tables.iter().map(|(slot, table)| (*slot, table.structure.lock())).collect();
-        // Those that were taken off the queue meanwhile were put away unflushed, and others hold the log for them now.
-        let queued: Vec<bool> = {
+        // Those that were taken off the queue meanwhile were put away unflushed, and others hold the log for them now. Those of a table
+        // that was dropped meanwhile hold it themselves, until the manifest says so.
+        let is_done: Vec<bool> = {
             let queue = self.background.flushes.lock();
-            batch.items.iter().map(|item| queue.holds(item)).collect()
+            batch.items.iter().map(|item| queue.holds(item) && !item.table.is_dropped()).collect()
         };
         let done: Vec<&FlushItem> =
-            batch.items.iter().zip(&queued).filter(|(_, queued)| **queued).map(|(item, _)| item).collect();
+            batch.items.iter().zip(&is_done).filter(|(_, is_done)| **is_done).map(|(item, _)| item).collect();
         let mut by_table: BTreeMap<Slot, Vec<&Arc<Memory>>> = BTreeMap::new();
         done.iter().for_each(|item| by_table.entry(item.table.slot).or_default().push(&item.memory));
         let mut views: BTreeMap<Slot, View> = BTreeMap::new();
@@ -483,10 +487,9 @@ impl Engine {
         let mut named: Vec<(&FileRecord, Slot)> = Vec::new();
         let mut replaced: Vec<(Slot, Arc<TableFile>)> = Vec::new();
         let mut unparked: Vec<FileName> = Vec::new();
-        for ((item, output), queued) in batch.items.iter().zip(&batch.outputs).zip(&queued) {
+        for ((item, output), is_done) in batch.items.iter().zip(&batch.outputs).zip(&is_done) {
             let slot = item.table.slot;
-            // A table that was dropped meanwhile has no view, and the manifest no longer knows it.
-            let present = item.table.view.load_owned().filter(|_| *queued && !item.table.is_dropped());
+            let present = item.table.view.load_owned().filter(|_| *is_done);
             let Some(present) = present else {
                 unnamed.extend(&output.files);
                 continue;
@@ -524,7 +527,7 @@ impl Engine {
         if let Some(container) = batch.container.number() {
             self.readers.share(container, named.iter().copied().filter(|(file, _)| file.extent.container == container));
         }
-        let retired = self.log.take_segments_before(self.background.oldest_segment_without(&done));
+        let retired = self.take_segments(|| self.background.oldest_segment_without(&done));
         edits.extend(retired.iter().map(|&number| Edit::RemoveSegment { number }));
         self.manifest.append(edits).map_err(|error| self.poison(error))?;
 
@@ -585,8 +588,7 @@ impl Engine {
         }
         // Those behind them may be needed by nobody either, and have time.
         let until = self.background.log_until().next();
-        let needed = [self.background.oldest_segment(), until].into_iter().flatten().min();
-        let retired = self.log.take_segments_before(needed);
+        let retired = self.take_segments(|| [self.background.oldest_segment(), until].into_iter().flatten().min());
         if retired.is_empty() {
             return Ok(());
         }

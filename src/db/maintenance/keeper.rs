@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::Writing;
 use crate::db::Engine;
 use crate::error::{Error, Result};
 use crate::format::log::LogPoint;
@@ -75,26 +76,9 @@ impl Task for Keeper {
             return Step::Done;
         }
         if engine.poison.get().is_none() {
-            let paused = engine.background.paused.load(Ordering::SeqCst);
-            if !paused && engine.log.wants_spare(engine.options.log_segment_bytes) {
-                // A failure here shows again, and is reported, when a commit needs the segment.
-                let _ = engine.prepare_segment();
-            }
             engine.relieve_log();
-            // A failure has poisoned the store.
-            let _ = engine.retire_segments();
-            if !paused && engine.manifest.is_long() {
-                // One that cannot be written is tried again when the old one has grown some more.
-                let rewritten = engine.next_file().and_then(|number| engine.manifest.rewrite(number));
-                if let Err(error) = rewritten
-                    && engine.manifest.has_ended()
-                {
-                    engine.poison(error);
-                }
-            }
-            // A failure poisons the store, and is reported by whoever writes next.
-            if !paused {
-                let _ = engine.attest_trail(false);
+            if let Some(_writing) = Writing::begin(engine) {
+                engine.keep_files();
             }
             engine.readers.remove_obsolete();
             if engine.readers.has_sparse() {
@@ -107,6 +91,27 @@ impl Task for Keeper {
 }
 
 impl Engine {
+    /// See to log segments, and to what the manifest says and how long it is. The caller is counted among those who write.
+    fn keep_files(&self) {
+        if self.log.wants_spare(self.options.log_segment_bytes) {
+            // A failure here shows again, and is reported, when a commit needs the segment.
+            let _ = self.prepare_segment();
+        }
+        // A failure has poisoned the store.
+        let _ = self.retire_segments();
+        if self.manifest.is_long() {
+            // One that cannot be written is tried again when the old one has grown some more.
+            let rewritten = self.next_file().and_then(|number| self.manifest.rewrite(number));
+            if let Err(error) = rewritten
+                && self.manifest.has_ended()
+            {
+                self.poison(error);
+            }
+        }
+        // A failure poisons the store, and is reported by whoever writes next.
+        let _ = self.attest_trail(false);
+    }
+
     /// Make sure that the next group has a segment with room. The caller is the writer.
     pub(crate) fn ensure_segment(&self, writer: &mut LogWriter) -> Result<()> {
         if self.log.has_room(writer, self.options.log_segment_bytes) || self.log.take_spare(writer) {
@@ -141,6 +146,8 @@ impl Engine {
 
     /// Make the next log segment, durable and named by the manifest, so that taking it into use costs nothing.
     pub(in crate::db) fn prepare_segment(&self) -> Result<()> {
+        #[cfg(test)]
+        self.background.between.want_and_prepare.came();
         // One at a time, so that numbers reach the manifest in order; whoever waited for the other may find it done.
         let _preparing = self.preparing.lock();
         if self.log.spare_end().is_some() {
@@ -155,6 +162,17 @@ impl Engine {
             .map_err(|error| self.poison(error))?;
         self.log.offer_spare(spare);
         Ok(())
+    }
+
+    /// Take out of the log the segments before the oldest that is needed, as `oldest_needed` finds it; they are the caller's to remove.
+    pub(in crate::db) fn take_segments(&self, oldest_needed: impl FnOnce() -> Option<FileNumber>) -> Vec<FileNumber> {
+        // Where commits go is asked first. A commit writes to a segment before it holds it, so one that is under way may need this segment
+        // though nobody holds it. Segments before this one were left only after all their commits held them.
+        let current = self.log.end().segment;
+        let limit = oldest_needed().map_or(current, |needed| needed.min(current));
+        #[cfg(test)]
+        self.background.between.need_and_take.came();
+        self.log.take_segments_before(limit)
     }
 
     /// Freeze the memtables that hold the oldest segment while the log is over its limit.

@@ -79,7 +79,7 @@ pub(crate) struct Background {
     stop: AtomicBool,
     /// No file may be written until the next commit or flush.
     paused: AtomicBool,
-    /// Flushes and compactions that have files open for writing.
+    /// Jobs that have files open for writing, and tasks that may be about to begin one.
     writing: AtomicUsize,
     /// Raised when tasks are asked to end.
     pub(in crate::db) quit: Arc<Signal>,
@@ -126,7 +126,7 @@ pub(crate) struct Background {
     /// Where scans ask for blocks to be opened ahead.
     pub(in crate::db) ahead: Arc<HelpQueue>,
     #[cfg(test)]
-    pub(in crate::db) after_look: tests::AfterLook,
+    pub(in crate::db) between: tests::Between,
 }
 
 impl Background {
@@ -161,7 +161,7 @@ impl Background {
             custody: Custody::default(),
             ahead: Arc::default(),
             #[cfg(test)]
-            after_look: tests::AfterLook::default(),
+            between: tests::Between::default(),
         }
     }
 
@@ -192,7 +192,7 @@ impl Background {
     pub(in crate::db) fn stopping(&self) -> bool {
         let stopping = self.stop.load(Ordering::Acquire);
         #[cfg(test)]
-        self.after_look.came();
+        self.between.look_and_work.came();
         stopping
     }
 
@@ -315,7 +315,8 @@ impl Engine {
     }
 }
 
-/// Counts its owner among those that have files open for writing, for as long as it lives.
+/// Counts its owner among those that have files open for writing or may begin one, for as long as it lives: whatever seals in the background has
+/// one, or a snapshot of memory taken behind `quiesce` would hold a sealer that goes on.
 pub(super) struct Writing(Arc<Engine>);
 
 impl Writing {

@@ -336,10 +336,11 @@ impl Task for Rotator {
             return Step::Done;
         }
         let now = engine.env.clock.tick();
-        if engine.background.paused.load(Ordering::SeqCst) {
+        // For all of the step: nearly everything that it may come to ends in the manifest.
+        let Some(_writing) = Writing::begin(&engine) else {
             self.give_up();
             return engine.wait_for_work(seen, None);
-        }
+        };
         if let Some(rewriting) = self.running.take() {
             return self.work(rewriting, seen);
         }
