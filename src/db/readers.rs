@@ -206,6 +206,11 @@ impl Readers {
             .find(|container| state.shared.get(container).is_some_and(Share::is_sparse))
     }
 
+    /// A container that was taken could not be carried over yet: it is given again.
+    pub(crate) fn put_back(&self, container: FileNumber) {
+        self.state.lock().sparse.insert(container);
+    }
+
     /// A container could not be carried over, and is not tried again.
     pub(crate) fn leave_as_it_is(&self, container: FileNumber) {
         self.state.lock().shared.entry(container).and_modify(|share| share.stays = true);

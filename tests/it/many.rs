@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use strongroom::event::Event;
 use strongroom::inspect::Inspection;
 use strongroom::io::Vfs;
 use strongroom::io::fault::{FaultVfs, Operation, Rule};
@@ -155,6 +156,34 @@ fn what_lives_in_a_container_that_is_mostly_dead_is_carried_to_another() {
     store.flush().unwrap();
     store.compact().unwrap();
     assert_eq!(contents(&store).unwrap(), held);
+}
+
+#[test]
+fn a_container_is_not_carried_while_the_disk_has_no_room_for_it_beside_what_is_kept_and_afterwards_it_is() {
+    // Commits were let in because of that room: the first of them that finds it gone poisons the store.
+    let world = world(7);
+    let faulty = FaultVfs::new(world.sim.vfs.clone());
+    let store = world.builder_over(Arc::new(faulty.clone())).create().unwrap();
+    let tables = tables(&store, 8);
+    fill_well(&tables, &mut Dice::new(7));
+    store.flush().unwrap();
+    let before = containers(&world);
+    assert_eq!(before.len(), 1);
+    // As a copy it would fit, but not beside the four megabytes that are kept for the log and the manifest.
+    faulty.set_room(Some(3 << 20));
+    tables[..5].iter().for_each(|table| store.drop_table(table.name()).unwrap());
+    settle(&world);
+    assert_eq!(containers(&world), before);
+    let heard = world.heard.all();
+    assert_eq!(heard.iter().filter(|event| matches!(event, Event::DiskFull { .. })).count(), 1, "{heard:?}");
+
+    faulty.set_room(None);
+    settle(&world);
+    let after = containers(&world);
+    assert!(after.len() == 1 && after != before, "{after:?}");
+    assert!(contents(&store).unwrap().values().all(|(_, row)| row.len() == 50));
+    store.close().unwrap();
+    check_files(&world);
 }
 
 #[test]

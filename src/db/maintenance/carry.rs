@@ -10,7 +10,8 @@
 //!
 //! **The bound.** A container is carried when more than half of it is dead, so what is carried is never more than what became dead
 //! since it was written: dead bytes cost at most one more write each, and all containers together take at most twice what lives in them, but
-//! for those whose turn it is. A container of which something cannot be read or written stays as it is until the store is next opened.
+//! for those whose turn it is. That one waits while the disk has no room for the copy. A container of which something cannot be read or written
+//! stays as it is until the store is next opened.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use std::sync::atomic::Ordering;
 
 use super::Writing;
 use super::flush::Flusher;
+use super::space::Reservation;
 use crate::compaction::run::sync_directories;
 use crate::crypto::TAG_BYTES;
 use crate::db::Engine;
@@ -47,17 +49,27 @@ impl Flusher {
             return false;
         }
         let Some(_writing) = Writing::begin(engine) else { return false };
-        if engine.carry_tables(container).is_err() {
-            engine.readers.leave_as_it_is(container);
+        match engine.carry_tables(container) {
+            Ok(()) => true,
+            // It fits once there is room, and until then the keeper calls now and again.
+            Err(Error::DiskFull { .. }) => {
+                engine.readers.put_back(container);
+                false
+            }
+            Err(_) => {
+                engine.readers.leave_as_it_is(container);
+                true
+            }
         }
-        true
     }
 }
 
 impl Engine {
     fn carry_tables(self: &Arc<Engine>, container: FileNumber) -> Result<()> {
+        let named = self.named_in(container);
+        let room = self.reserve_bytes(named.iter().map(|(_, record)| record.extent.len_bytes).sum())?;
         let target = self.new_container();
-        let carried = self.copy_tables(container, &target).and_then(|carried| {
+        let carried = self.copy_tables(named, &target, &room).and_then(|carried| {
             target.sync()?;
             sync_directories(&self.dir, target.number().into_iter())?;
             Ok(carried)
@@ -69,16 +81,25 @@ impl Engine {
         named.map(drop)
     }
 
-    /// Copy what of a container the manifest names.
-    fn copy_tables(&self, container: FileNumber, target: &Container) -> Result<Vec<Carried>> {
+    /// What of a container the manifest names.
+    fn named_in(&self, container: FileNumber) -> Vec<(Slot, Arc<FileRecord>)> {
         let tables = self.readers.tables_in(container);
-        let named: Vec<(Slot, Arc<FileRecord>)> = self.manifest.with_state(|state| {
+        self.manifest.with_state(|state| {
             let record = |(number, slot): &(FileNumber, Slot)| {
                 let (_, record) = state.tables.get(slot)?.files.get(number)?;
                 (record.extent.container == container).then(|| (*slot, record.clone()))
             };
             tables.iter().filter_map(record).collect()
-        });
+        })
+    }
+
+    /// Copy tables that lie in one container.
+    fn copy_tables(
+        &self,
+        named: Vec<(Slot, Arc<FileRecord>)>,
+        target: &Container,
+        room: &Reservation,
+    ) -> Result<Vec<Carried>> {
         let Some(name) = named.first().map(|(_, record)| record.file_name().path()) else { return Ok(Vec::new()) };
         let file = self.dir.open(&name)?;
         let mut carried = Vec::with_capacity(named.len());
@@ -97,6 +118,7 @@ impl Engine {
                 return Err(place.tampered("this is not the table that the manifest names"));
             }
             let (container, offset_bytes) = target.append(&bytes)?;
+            room.spend(len_bytes);
             let new = FileRecord { extent: Extent { container, offset_bytes, len_bytes }, ..(*old).clone() };
             carried.push(Carried { slot, old, new });
         }
