@@ -199,7 +199,7 @@ impl Readers {
         !self.state.lock().sparse.is_empty()
     }
 
-    /// A container that is mostly dead, if there is one; it is not given again before more of it is dead.
+    /// A container that is mostly dead, if there is one; it is not given again before more of it is dead, or it is [put back](Readers::put_back).
     pub(crate) fn take_sparse(&self) -> Option<FileNumber> {
         let state = &mut *self.state.lock();
         std::iter::from_fn(|| state.sparse.pop_first())

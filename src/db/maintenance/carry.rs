@@ -10,12 +10,12 @@
 //!
 //! **The bound.** A container is carried when more than half of it is dead, so what is carried is never more than what became dead
 //! since it was written: dead bytes cost at most one more write each, and all containers together take at most twice what lives in them, but
-//! for those whose turn it is. That one waits while the disk has no room for the copy. A container of which something cannot be read or written
+//! for those whose turn it is. They wait while the disk has no room for the copy, and while all that lives in them is being loaded or
+//! compacted. A container of which something cannot be read or written
 //! stays as it is until the store is next opened.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Writing;
 use super::flush::Flusher;
@@ -41,32 +41,44 @@ struct Carried {
 }
 
 impl Flusher {
-    /// Carry one container over, if one is mostly dead; whether there was one.
+    /// Carry one container over, if there is one that is mostly dead and can be carried now; whether there was.
     pub(super) fn carry_one(&self) -> bool {
         let engine = self.engine();
-        let Some(container) = engine.readers.take_sparse() else { return false };
-        if engine.background.paused.load(Ordering::SeqCst) {
+        if !engine.readers.has_sparse() {
             return false;
         }
+        // Before one is taken, for it is not given again by itself.
         let Some(_writing) = Writing::begin(engine) else { return false };
-        match engine.carry_tables(container) {
-            Ok(()) => true,
-            // It fits once there is room, and until then the keeper calls now and again.
-            Err(Error::DiskFull { .. }) => {
-                engine.readers.put_back(container);
-                false
+        // Those that have to wait keep their turn, for which the keeper calls now and again, and hold up no other.
+        let mut waiting = Vec::new();
+        let was_one = loop {
+            let Some(container) = engine.readers.take_sparse() else { break false };
+            match engine.carry_tables(container) {
+                Ok(true) => break true,
+                Ok(false) => waiting.push(container),
+                Err(Error::DiskFull { .. }) => {
+                    waiting.push(container);
+                    break false;
+                }
+                Err(_) => {
+                    engine.readers.leave_as_it_is(container);
+                    break true;
+                }
             }
-            Err(_) => {
-                engine.readers.leave_as_it_is(container);
-                true
-            }
-        }
+        };
+        waiting.into_iter().for_each(|container| engine.readers.put_back(container));
+        was_one
     }
 }
 
 impl Engine {
-    fn carry_tables(self: &Arc<Engine>, container: FileNumber) -> Result<()> {
-        let named = self.named_in(container);
+    /// Carry what of a container can be carried now. False if nothing can, and something will.
+    fn carry_tables(self: &Arc<Engine>, container: FileNumber) -> Result<bool> {
+        let (busy, named): (Vec<_>, Vec<_>) =
+            self.named_in(container).into_iter().partition(|(table, record)| is_busy(table, record.number));
+        if named.is_empty() {
+            return Ok(busy.is_empty());
+        }
         let room = self.reserve_bytes(named.iter().map(|(_, record)| record.extent.len_bytes).sum())?;
         let target = self.new_container();
         let carried = self.copy_tables(named, &target, &room).and_then(|carried| {
@@ -74,36 +86,39 @@ impl Engine {
             sync_directories(&self.dir, target.number().into_iter())?;
             Ok(carried)
         });
-        let named = carried.and_then(|carried| self.install_carried(&carried, &target));
-        if !matches!(named, Ok(1..)) && self.poison.get().is_none() {
+        let moved = carried.and_then(|carried| self.install_carried(&carried, &target));
+        if !matches!(moved, Ok(1..)) && self.poison.get().is_none() {
             target.abandon();
         }
-        named.map(drop)
+        // What stayed has its turn once what was moved is gone.
+        moved.map(|count| count > 0)
     }
 
-    /// What of a container the manifest names.
-    fn named_in(&self, container: FileNumber) -> Vec<(Slot, Arc<FileRecord>)> {
+    /// What of a container the manifest names, and whose it is. What is of a table that is being dropped goes without being carried.
+    fn named_in(&self, container: FileNumber) -> Vec<(Arc<TableState>, Arc<FileRecord>)> {
         let tables = self.readers.tables_in(container);
-        self.manifest.with_state(|state| {
+        let records: Vec<(Slot, Arc<FileRecord>)> = self.manifest.with_state(|state| {
             let record = |(number, slot): &(FileNumber, Slot)| {
                 let (_, record) = state.tables.get(slot)?.files.get(number)?;
                 (record.extent.container == container).then(|| (*slot, record.clone()))
             };
             tables.iter().filter_map(record).collect()
-        })
+        });
+        let owner = |slot| self.catalog.of_slot(slot).filter(|table| !table.is_dropped());
+        records.into_iter().filter_map(|(slot, record)| Some((owner(slot)?, record))).collect()
     }
 
     /// Copy tables that lie in one container.
     fn copy_tables(
         &self,
-        named: Vec<(Slot, Arc<FileRecord>)>,
+        named: Vec<(Arc<TableState>, Arc<FileRecord>)>,
         target: &Container,
         room: &Reservation,
     ) -> Result<Vec<Carried>> {
         let Some(name) = named.first().map(|(_, record)| record.file_name().path()) else { return Ok(Vec::new()) };
         let file = self.dir.open(&name)?;
         let mut carried = Vec::with_capacity(named.len());
-        for (slot, old) in named {
+        for (table, old) in named {
             let Extent { offset_bytes, len_bytes, .. } = old.extent;
             let place = Where::new(&name, offset_bytes);
             let file_bytes = file.len_bytes().map_err(|source| Error::io("read length of", &name, source))?;
@@ -120,7 +135,7 @@ impl Engine {
             let (container, offset_bytes) = target.append(&bytes)?;
             room.spend(len_bytes);
             let new = FileRecord { extent: Extent { container, offset_bytes, len_bytes }, ..(*old).clone() };
-            carried.push(Carried { slot, old, new });
+            carried.push(Carried { slot: table.slot, old, new });
         }
         Ok(carried)
     }
@@ -187,4 +202,10 @@ impl Engine {
         self.advance_anchor();
         Ok(moved.len())
     }
+}
+
+/// Whether a table's file has to stay where it is for now: the table is being loaded from there, or a job is at the file, which replaces it
+/// if it comes to its end.
+fn is_busy(table: &TableState, number: FileNumber) -> bool {
+    table.is_loading() || table.structure.lock().busy.holds(number)
 }

@@ -1,9 +1,12 @@
-//! Claims about how background tasks end.
+//! Claims about how background tasks end, and about what has to wait for its turn.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
+use super::Flusher;
+use crate::db::load::Loading;
 use crate::db::{Engine, Store};
 use crate::io::{Environment, Step};
 use crate::keys::LocalKms;
@@ -80,4 +83,29 @@ fn no_task_sleeps_through_the_end_that_comes_right_behind_its_look() {
             assert!(matches!(task.step(), Step::Done), "{name} goes on after the end");
         }
     }
+}
+
+#[test]
+fn a_container_that_cannot_be_carried_yet_keeps_its_turn() {
+    // It would stay, mostly dead, until more of it is dead: when one small table lives in it, for ever.
+    let world = Environment::simulated(0xca8);
+    let kms = LocalKms::in_memory(world.clone()).unwrap();
+    let store = Store::builder("/store").key_provider(kms).environment(world).create().unwrap();
+    let names: Vec<String> = (0..8).map(|number| format!("t{number}")).collect();
+    let wanted: Vec<_> = names.iter().map(|name| (name.as_str(), TableOptions::new())).collect();
+    store.create_tables(&wanted).unwrap().iter().for_each(|table| table.put("k", "v").unwrap());
+    store.flush().unwrap();
+    names[..6].iter().for_each(|name| store.drop_table(name).unwrap());
+    let engine = store.handle.engine();
+    let flusher = Flusher::new(engine.clone());
+    let waits = || !flusher.carry_one() && engine.readers.has_sparse();
+
+    engine.background.paused.store(true, Ordering::SeqCst);
+    assert!(waits(), "while the store is quiet");
+    engine.background.paused.store(false, Ordering::SeqCst);
+    let living = names[6..].iter().map(|name| engine.catalog.named(name).unwrap());
+    let loads: Vec<_> = living.map(|table| Loading::begin(engine, table).unwrap()).collect();
+    assert!(waits(), "while all that lives in it is being loaded");
+    drop(loads);
+    assert!(flusher.carry_one() && !engine.readers.has_sparse());
 }
