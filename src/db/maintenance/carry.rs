@@ -31,7 +31,7 @@ use crate::format::frame::{FileHeader, HEADER_BYTES};
 use crate::format::manifest::{Edit, Extent, FileRecord};
 use crate::sstable::Container;
 use crate::types::{FileNumber, Slot};
-use crate::version::{Change, TableFile};
+use crate::version::{Change, TableFile, Version};
 
 /// A table that was copied.
 struct Carried {
@@ -151,22 +151,33 @@ impl Engine {
         let structures: BTreeMap<Slot, _> =
             tables.iter().map(|(slot, table)| (*slot, table.structure.lock())).collect();
         let mut edits = Vec::new();
-        let mut moved: Vec<(&Carried, usize)> = Vec::new();
+        let mut moved: Vec<(&Carried, Option<Arc<TableFile>>)> = Vec::new();
+        // Made before the manifest says so: what contradicts itself must not get there.
+        let mut versions: BTreeMap<Slot, Arc<Version>> = BTreeMap::new();
         for one in carried {
-            let Some(structure) = structures.get(&one.slot).filter(|_| loads.contains_key(&one.slot)) else { continue };
-            let number = one.old.number;
+            let (slot, number) = (one.slot, one.old.number);
+            let Some(structure) = structures.get(&slot).filter(|_| loads.contains_key(&slot)) else { continue };
             // A job that is at it replaces it anyway.
-            if tables[&one.slot].is_dropped() || structure.busy.holds(number) {
+            if tables[&slot].is_dropped() || structure.busy.holds(number) {
                 continue;
             }
             let level = self.manifest.with_state(|state| {
-                let (level, record) = state.tables.get(&one.slot)?.files.get(&number)?;
+                let (level, record) = state.tables.get(&slot)?.files.get(&number)?;
                 (record.extent == one.old.extent).then_some(*level)
             });
             let Some(level) = level else { continue };
-            edits.push(Edit::RemoveFile { slot: one.slot, level, number });
-            edits.push(Edit::AddFile { slot: one.slot, level, file: one.new.clone() });
-            moved.push((one, usize::from(level)));
+            edits.push(Edit::RemoveFile { slot, level, number });
+            edits.push(Edit::AddFile { slot, level, file: one.new.clone() });
+            let view = tables[&slot].view.load_owned();
+            let shown = match versions.get(&slot).or(view.as_ref().map(|view| &view.version)) {
+                Some(version) => self.moved_in(version, usize::from(level), one)?,
+                None => None,
+            };
+            let old = shown.map(|(version, old)| {
+                versions.insert(slot, version);
+                old
+            });
+            moved.push((one, old));
         }
         if moved.is_empty() {
             return Ok(0);
@@ -175,24 +186,17 @@ impl Engine {
             self.readers.share(container, moved.iter().map(|(one, _)| (&one.new, one.slot)));
         }
         self.manifest.append(edits).map_err(|error| self.poison(error))?;
-        for (one, level) in &moved {
-            let table = &tables[&one.slot];
-            let publisher = table.publisher();
-            let present = publisher.present();
-            let shown = present.as_ref().and_then(|view| {
-                let file = view.version.files(*level).iter().find(|file| file.number() == one.old.number)?;
-                Some((view, file.clone()))
-            });
+        for (slot, version) in versions {
+            let publisher = tables[&slot].publisher();
+            // A commit may have frozen a memtable meanwhile. That the view is gone, nobody can have brought about.
+            if let Some(present) = publisher.present() {
+                publisher.show(Some(View { version, ..View::clone(&present) }));
+            }
+        }
+        let count = moved.len();
+        for (one, shown) in moved {
             match shown {
-                Some((view, old)) => {
-                    let (smallest, largest) = (old.smallest.clone(), old.largest.clone());
-                    let file = self.readers.new_file(TableFile::new(one.new.clone(), smallest, largest));
-                    let number = old.number();
-                    let changes = [Change::Remove { level: *level, number }, Change::Add { level: *level, file }];
-                    let version = view.version.apply(&changes).map_err(|wrong| wrong.in_file("manifest", 0))?;
-                    publisher.show(Some(View { version: Arc::new(version), ..View::clone(view) }));
-                    self.readers.retire(one.slot, old);
-                }
+                Some(old) => self.readers.retire(one.slot, old),
                 // Nobody uses the table; but a cursor from before it was put away may.
                 None => self.readers.retire_unshown(one.slot, &one.old),
             }
@@ -200,7 +204,23 @@ impl Engine {
         drop(structures);
         drop(loads);
         self.advance_anchor();
-        Ok(moved.len())
+        Ok(count)
+    }
+
+    /// A version with a table where it was copied to, and what stood for it where it was; none if the version does not show it.
+    fn moved_in(
+        &self,
+        version: &Version,
+        level: usize,
+        one: &Carried,
+    ) -> Result<Option<(Arc<Version>, Arc<TableFile>)>> {
+        let number = one.old.number;
+        let Some(old) = version.files(level).iter().find(|file| file.number() == number) else { return Ok(None) };
+        let (smallest, largest) = (old.smallest.clone(), old.largest.clone());
+        let file = self.readers.new_file(TableFile::new(one.new.clone(), smallest, largest));
+        let changes = [Change::Remove { level, number }, Change::Add { level, file }];
+        let next = version.apply(&changes).map_err(|wrong| wrong.in_file("manifest", 0))?;
+        Ok(Some((Arc::new(next), old.clone())))
     }
 }
 
