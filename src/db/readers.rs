@@ -153,18 +153,25 @@ impl Readers {
 
     fn open(&self, file: &Arc<TableFile>, settings: &TableSettings, keys: &KeySet) -> Result<Arc<TableReader>> {
         let reader = self.open_reader(file, settings, keys)?;
-        file.set_reader(Some(reader.clone()));
         let mut state = self.state.lock();
-        state.open.push_back(Arc::downgrade(file));
-        // Each is passed over once at most before it goes, so this ends.
-        while state.open.len() > self.open_max {
-            let Some(oldest) = state.open.pop_front().and_then(|file| file.upgrade()) else { continue };
-            if oldest.take_use() || Arc::ptr_eq(&oldest, file) {
+        // Others may have opened it meanwhile, and it is to have one place among the open ones however many there were.
+        if let Some(first) = &*file.reader() {
+            return Ok(first.clone());
+        }
+        file.set_reader(Some(reader.clone()));
+        // A place that it still has from before it was closed goes when its turn comes, and each other is passed over once at most before
+        // it goes, so this ends.
+        while state.open.len() >= self.open_max
+            && let Some(oldest) = state.open.pop_front()
+        {
+            let Some(oldest) = oldest.upgrade().filter(|oldest| !Arc::ptr_eq(oldest, file)) else { continue };
+            if oldest.take_use() {
                 state.open.push_back(Arc::downgrade(&oldest));
             } else {
                 oldest.set_reader(None);
             }
         }
+        state.open.push_back(Arc::downgrade(file));
         Ok(reader)
     }
 
@@ -192,11 +199,16 @@ impl Readers {
         !self.state.lock().sparse.is_empty()
     }
 
-    /// A container that is mostly dead, if there is one; it is not given again before more of it is dead.
+    /// A container that is mostly dead, if there is one; it is not given again before more of it is dead, or it is [put back](Readers::put_back).
     pub(crate) fn take_sparse(&self) -> Option<FileNumber> {
         let state = &mut *self.state.lock();
         std::iter::from_fn(|| state.sparse.pop_first())
             .find(|container| state.shared.get(container).is_some_and(Share::is_sparse))
+    }
+
+    /// A container that was taken could not be carried over yet: it is given again.
+    pub(crate) fn put_back(&self, container: FileNumber) {
+        self.state.lock().sparse.insert(container);
     }
 
     /// A container could not be carried over, and is not tried again.
@@ -309,3 +321,6 @@ fn key_of<'a>(record: &FileRecord, keys: &'a KeySet) -> Result<&'a crate::crypto
     let missing = Error::WrongKey { table, generation: record.generation };
     keys.generation(record.generation).map(|key| &**key).ok_or(missing)
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,7 +41,6 @@ struct Inner {
     file: Arc<dyn File>,
     written_bytes: u64,
     buffer: Vec<u8>,
-    tables: usize,
     /// Why nothing more can be written: what reached the file is unknown since.
     failure: Option<Error>,
 }
@@ -67,13 +66,12 @@ impl Container {
                 let (number, path, name) = (self.place)()?;
                 let file = self.vfs.create(&path).map_err(|source| Error::io("create", &name, source))?;
                 let buffer = Vec::with_capacity(table.len());
-                inner.insert(Inner { number, path, name, file, written_bytes: 0, buffer, tables: 0, failure: None })
+                inner.insert(Inner { number, path, name, file, written_bytes: 0, buffer, failure: None })
             }
         };
         inner.check()?;
         let offset_bytes = inner.written_bytes + inner.buffer.len() as u64;
         inner.buffer.extend_from_slice(table);
-        inner.tables += 1;
         if inner.buffer.len() >= WRITE_BYTES {
             inner.drain()?;
         }
@@ -91,11 +89,6 @@ impl Container {
         inner.drain()?;
         let synced = inner.file.sync().map_err(|source| Error::io("sync", &inner.name, source));
         inner.fail_with(synced)
-    }
-
-    /// Tables in it.
-    pub(crate) fn tables(&self) -> usize {
-        self.inner.lock().as_ref().map_or(0, |inner| inner.tables)
     }
 
     /// Fails if anything could not be written.

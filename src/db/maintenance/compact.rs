@@ -214,7 +214,7 @@ impl Compactor {
         merge.room.spend(part.job.written_bytes().saturating_sub(written_bytes));
         match stepped {
             Ok(Progress::More { .. }) => running.part = Some(part),
-            Ok(Progress::Done(files)) => merge.finish(part, files),
+            Ok(Progress::Done(files)) => self.finish(&merge, part, files),
             Err(error) => {
                 drop(part);
                 merge.end(Some(error));
@@ -225,6 +225,11 @@ impl Compactor {
             return Step::Again;
         }
         self.leave(running)
+    }
+
+    /// A part is done. If the merge has ended meanwhile, its owner has removed what was written and does not come back for this.
+    fn finish(&self, merge: &Merge, part: Part, files: Vec<FinishedTable>) {
+        self.engine.discard(merge.finish(part, files).iter());
     }
 
     /// Leave a merge to its owner and the others.
@@ -431,3 +436,6 @@ fn put_away_meanwhile(table: &TableState) -> Error {
     let source = || ProviderError::new(ProviderReason::Unreachable, message);
     table.access.refused(table.id).unwrap_or_else(|| Error::KeyUnavailable { table: table.id, source: source() })
 }
+
+#[cfg(test)]
+mod tests;

@@ -193,8 +193,9 @@ impl Flusher {
             return Ok(false);
         }
         let Some(item) = batch.items.get(batch.outputs.len()) else {
-            if !batch.items.is_empty() {
-                self.engine.install_flush(batch)?;
+            match batch.items.is_empty() {
+                true => self.engine.discard_batch(batch),
+                false => self.engine.install_flush(batch)?,
             }
             return Ok(true);
         };
@@ -283,7 +284,7 @@ impl Flusher {
     /// Give the batch up; what it would have written is still in memory and in the log.
     fn give_up(&mut self) {
         if let Some(batch) = self.batch.take() {
-            self.engine.discard_batch(&batch, batch.outputs.iter().flat_map(|output| &output.files));
+            self.engine.discard_batch(&batch);
         }
     }
 }
@@ -440,19 +441,17 @@ impl Engine {
         })
     }
 
-    /// Remove files of a batch that the manifest does not name, and its container if these are all that is in it.
-    fn discard_batch<'a>(&self, batch: &'a FlushBatch, unnamed: impl Iterator<Item = &'a FinishedTable>) {
-        let container = batch.container.number();
-        let (mut own, mut tables) = (Vec::new(), 0);
-        for file in unnamed {
-            match Some(file.record.extent.container) == container {
-                true => tables += 1,
-                false => own.push(file),
-            }
-        }
-        self.discard(own.into_iter());
+    /// Remove what a batch has written: the manifest names nothing of it.
+    fn discard_batch(&self, batch: &FlushBatch) {
+        self.discard(batch.outputs.iter().flat_map(|output| &output.files));
+        self.abandon_container(batch);
+    }
+
+    /// Remove a batch's container, of which the manifest names nothing. There may be more in it than came of the batch: what was written for
+    /// jobs that failed or were given up.
+    fn abandon_container(&self, batch: &FlushBatch) {
         // If the manifest was being written, it may name some after all.
-        if tables == batch.container.tables() && self.poison.get().is_none() {
+        if self.poison.get().is_none() {
             batch.container.abandon();
         }
     }
@@ -552,7 +551,11 @@ impl Engine {
         }
         drop(structures);
         replaced.into_iter().for_each(|(slot, file)| self.readers.retire(slot, file));
-        self.discard_batch(batch, unnamed.into_iter());
+        self.discard(unnamed.into_iter());
+        let is_named = |container| named.iter().any(|(file, _)| file.extent.container == container);
+        if !batch.container.number().is_some_and(is_named) {
+            self.abandon_container(batch);
+        }
         let written: u64 = batch.outputs.iter().map(|output| file_bytes(&output.files)).sum();
         let (mut bytes, memtables) = (0, done.len());
         for item in done {

@@ -245,13 +245,18 @@ impl Merge {
         drop(part);
     }
 
-    /// A part is done.
-    pub(super) fn finish(&self, part: Part, files: Vec<FinishedTable>) {
+    /// A part is done. What it wrote is given back if the owner has taken everything already, because the merge had ended.
+    #[must_use]
+    pub(super) fn finish(&self, part: Part, files: Vec<FinishedTable>) -> Vec<FinishedTable> {
         let Part { index, job } = part;
         // It lets go of its inputs before the merge is over.
         drop(job);
-        if let Some(output) = self.progress.lock().outputs.get_mut(index) {
-            *output = Some(files);
+        match self.progress.lock().outputs.get_mut(index) {
+            Some(output) => {
+                *output = Some(files);
+                Vec::new()
+            }
+            None => files,
         }
     }
 

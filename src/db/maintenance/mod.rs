@@ -302,11 +302,12 @@ impl Engine {
         Ok(number)
     }
 
-    /// Remove files that were written and that the manifest does not name.
+    /// Remove files that were written and that the manifest does not name. What lies in a container goes with that.
     fn discard<'a>(&self, files: impl Iterator<Item = &'a FinishedTable>) {
         // If the manifest was being written, it may name them after all. Then they stay, and the next open knows.
         if self.poison.get().is_none() {
-            files.for_each(|file| drop(self.dir.remove(&file.record.file_name().path())));
+            let own = files.filter(|file| file.record.extent.container == file.record.number);
+            own.for_each(|file| drop(self.dir.remove(&file.record.file_name().path())));
         }
     }
 

@@ -3,12 +3,12 @@
 //! ```text
 //! free bytes of the file system
 //! ├─ what flushing everything in memory takes at most, and a little        kept for flushes, log segments, the manifest
-//! ├─ what compactions under way may still write                            reserved
-//! └─ the rest                                                              for commits, and for compactions that begin
+//! ├─ what compactions and copies of containers under way may still write   reserved
+//! └─ the rest                                                              for commits, and for compactions and copies that begin
 //! ```
-//! A compaction that would not fit is not begun, and a commit that would not fit is refused before a byte of it is written, which
-//! poisons nothing. Flushes may use everything: they are what lets log segments go. What was refused is tried again, jobs after their pause and
-//! commits whenever somebody makes one, so the store goes on by itself once there is room.
+//! A compaction that would not fit is not begun, a container for which there is no room is not carried (carry.rs), and a commit that would not
+//! fit is refused before a byte of it is written, which poisons nothing. Flushes may use everything: they are what lets log segments go. What was
+//! refused is tried again, jobs after their pause and commits whenever somebody makes one, so the store goes on by itself once there is room.
 //!
 //! A commit does not ask the file system. It takes from an allowance, which is made anew when it is used up; so what *others* write to the
 //! same disk is noticed late, and a write that hits the end of the disk all the same is what any failed write is.
@@ -104,7 +104,14 @@ impl Engine {
     /// # Errors
     /// [`Error::DiskFull`] if there is not enough.
     pub(super) fn reserve(&self, plan: &Plan) -> Result<Reservation> {
-        let needed = plan_bytes(plan);
+        self.reserve_bytes(plan_bytes(plan))
+    }
+
+    /// Keep room for a job that writes at most so many bytes, and that is not needed to let log segments go.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] if there is not enough.
+    pub(super) fn reserve_bytes(&self, needed: u64) -> Result<Reservation> {
         let space = &self.background.space;
         if needed > 0 {
             let kept = self.kept_bytes().saturating_add(space.reserved_bytes());

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::Flusher;
+use crate::db::load::Loading;
 use crate::db::{Engine, Store};
 use crate::io::fault::{FaultVfs, Operation, Rule};
 use crate::io::mem::Loss;
@@ -276,4 +278,29 @@ fn quiesce_waits_for_whoever_is_about_to_begin_a_log_segment() {
         assert_eq!(engine.log.spare_end(), None, "{name}");
         assert!(!engine.writer.lock().has_segment(), "{name}");
     }
+}
+
+#[test]
+fn a_container_that_cannot_be_carried_yet_keeps_its_turn() {
+    // It would stay, mostly dead, until more of it is dead: when one small table lives in it, for ever.
+    let world = Environment::simulated(0xca8);
+    let kms = LocalKms::in_memory(world.clone()).unwrap();
+    let store = Store::builder("/store").key_provider(kms).environment(world).create().unwrap();
+    let names: Vec<String> = (0..8).map(|number| format!("t{number}")).collect();
+    let wanted: Vec<_> = names.iter().map(|name| (name.as_str(), TableOptions::new())).collect();
+    store.create_tables(&wanted).unwrap().iter().for_each(|table| table.put("k", "v").unwrap());
+    store.flush().unwrap();
+    names[..6].iter().for_each(|name| store.drop_table(name).unwrap());
+    let engine = store.handle.engine();
+    let flusher = Flusher::new(engine.clone());
+    let waits = || !flusher.carry_one() && engine.readers.has_sparse();
+
+    engine.background.paused.store(true, Ordering::SeqCst);
+    assert!(waits(), "while the store is quiet");
+    engine.background.paused.store(false, Ordering::SeqCst);
+    let living = names[6..].iter().map(|name| engine.catalog.named(name).unwrap());
+    let loads: Vec<_> = living.map(|table| Loading::begin(engine, table).unwrap()).collect();
+    assert!(waits(), "while all that lives in it is being loaded");
+    drop(loads);
+    assert!(flusher.carry_one() && !engine.readers.has_sparse());
 }
