@@ -287,7 +287,8 @@ pub(crate) struct Helper {
 impl Helper {
     fn help(self: &Arc<Helper>, span: &Arc<Span>) {
         let mut waiting = self.queue.waiting.lock();
-        if waiting.len() < WAITING_MAX {
+        // Looked at under the lock under which those who wait are let go of, so that nobody comes behind that.
+        if waiting.len() < WAITING_MAX && !self.queue.stopped.load(Ordering::Acquire) {
             waiting.push_back((Arc::downgrade(span), self.clone()));
             drop(waiting);
             self.queue.work.raise();
@@ -328,6 +329,8 @@ impl Task for AheadTask {
     fn step(&mut self) -> Step {
         let seen = self.queue.work.count();
         if self.queue.stopped.load(Ordering::Acquire) {
+            // The one that was being worked on while the others were let go of was put back since.
+            self.queue.waiting.lock().clear();
             return Step::Done;
         }
         let Some((waiting, helper)) = self.queue.waiting.lock().pop_front() else {

@@ -12,7 +12,7 @@ use crate::format::table::{RUN_CHUNK_BYTES, hash};
 use crate::io::fault::{FaultVfs, Rule};
 use crate::io::mem::MemVfs;
 use crate::io::sim::SeededEntropy;
-use crate::io::{Task, Vfs};
+use crate::io::{Step, Task, Vfs};
 use crate::types::{FileNumber, Generation, StoreId, VALUE_INLINE_BYTES_MAX};
 
 /// Entries in the engine's order.
@@ -783,4 +783,29 @@ fn golden_record(golden: &[u8], written: FileRecord) -> FileRecord {
         bounds: golden[footer_at - bounds_bytes..footer_at].to_vec(),
         ..written
     }
+}
+
+#[test]
+fn a_helper_that_is_told_to_end_while_it_opens_a_block_holds_nothing_of_a_cursor_any_more() {
+    // A failure means that a store which is closed at that moment is never freed: it is what the helper asks before each block.
+    let fixture = Fixture::new(512, Compression::None);
+    let entries: Entries = (0..6000u32).map(|i| put(&i.to_be_bytes(), 1, &[i as u8; 100])).collect();
+    let reader = fixture.open(&fixture.write(1, &entries).record).unwrap();
+    let queue = Arc::new(HelpQueue::default());
+    let mut task = AheadTask::new(queue.clone(), Arc::new(crate::io::sim::SimClock::new()));
+    let store = Arc::new(());
+    let may_read = {
+        let (queue, store) = (queue.clone(), store.clone());
+        Box::new(move || {
+            queue.stop();
+            Arc::strong_count(&store) > 0
+        })
+    };
+    let mut cursor = reader.cursor(ReadMode::Scan(Some(Arc::new(Helper { queue, may_read }))));
+    cursor.seek_to_first().unwrap();
+    (0..3000).for_each(|_| cursor.next().unwrap());
+    while matches!(task.step(), Step::Again) {}
+    assert!(matches!(task.step(), Step::Done), "it was told to end");
+    drop(cursor);
+    assert_eq!(Arc::strong_count(&store), 1);
 }

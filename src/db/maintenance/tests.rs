@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use crate::db::{Engine, Store};
 use crate::io::{Environment, Step};
 use crate::keys::LocalKms;
-use crate::options::TableOptions;
+use crate::options::{Compression, TableOptions};
 
 /// What comes to pass between a task's look at whether the store is being closed and whatever it does next.
 #[derive(Default)]
@@ -80,4 +80,24 @@ fn no_task_sleeps_through_the_end_that_comes_right_behind_its_look() {
             assert!(matches!(task.step(), Step::Done), "{name} goes on after the end");
         }
     }
+}
+
+#[test]
+fn a_scan_that_goes_on_while_the_store_is_closed_does_not_keep_the_store_in_memory() {
+    // A failure means that a program which opens and closes stores loses the memory of each, keys of files and bounds included.
+    let world = Environment::simulated(0x5ca9);
+    let kms = LocalKms::in_memory(world.clone()).unwrap();
+    let store = Store::builder("/store").key_provider(kms).environment(world).create().unwrap();
+    let table = store.create_table("t", TableOptions::new().compression(Compression::None)).unwrap();
+    (0..2000_u32).for_each(|key| table.put(key.to_be_bytes(), [7; 500]).unwrap());
+    store.flush().unwrap();
+    let range = table.iter();
+    let engine = Arc::downgrade(store.handle.engine());
+    // When a task has seen the end and the permits do not know of it yet.
+    let scan = move || assert_eq!(range.map(Result::unwrap).count(), 2000);
+    store.handle.engine().background.after_look.expect(1, scan);
+    store.close().unwrap();
+    assert!(store.handle.engine().background.after_look.0.lock().is_none(), "the scan has come to pass");
+    drop((table, store));
+    assert_eq!(engine.strong_count(), 0);
 }
