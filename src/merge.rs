@@ -17,6 +17,8 @@
 
 use std::cmp::Ordering;
 
+use zeroize::{DefaultIsZeroes, Zeroizing};
+
 use crate::crypto::Wiped;
 use crate::cursor::Cursor;
 use crate::error::Result;
@@ -39,8 +41,8 @@ enum Direction {
 /// The union of several sorted sources, in order.
 pub(crate) struct MergeCursor<S = Source> {
     sources: Vec<S>,
-    /// Per source: whether it is valid and the first eight bytes of its key.
-    heads: Vec<Head>,
+    /// Per source: whether it is valid and the first eight bytes of its key, which are plaintext as the key is.
+    heads: Zeroizing<Vec<Head>>,
     /// A loser tree: `tree[0]` is the winner, `tree[k]` for k in 1..n the loser of the match at inner node k;
     /// source i is the leaf n + i. Empty when there are fewer than two sources.
     tree: Vec<usize>,
@@ -57,6 +59,8 @@ struct Head {
     key: u64,
 }
 
+impl DefaultIsZeroes for Head {}
+
 /// Wins in a row from which on it pays to ask how long they go on.
 const WINS_MIN: u32 = 2;
 
@@ -66,7 +70,7 @@ impl<S: Cursor> MergeCursor<S> {
         let count = sources.len();
         MergeCursor {
             sources,
-            heads: vec![Head::default(); count],
+            heads: Zeroizing::new(vec![Head::default(); count]),
             tree: if count > 1 { vec![0; count] } else { Vec::new() },
             valid_sources: 0,
             wins_in_a_row: 0,

@@ -343,6 +343,10 @@ impl Engine {
         let view = {
             let mut writer = self.writer.lock();
             let structure = table.structure.lock();
+            // Who drops it lets go of all that is in memory, and the flusher of what was frozen: perhaps it has done so already.
+            if table.is_dropped() {
+                return true;
+            }
             let Some(view) = table.view.load_owned() else {
                 return !table.is_loading();
             };
@@ -636,3 +640,6 @@ impl Engine {
         false
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -83,6 +83,11 @@ impl Engine {
             self.check_open()?;
         }
         self.look_after(table, permit);
+        if self.closed.load(Ordering::Acquire) {
+            // The close lets go of the tables on the list that this one was just put on: perhaps it has done so already.
+            table.lease.close();
+            return Err(Error::Closed);
+        }
         self.learn(table, permit.principal(), keys)
     }
 
@@ -130,6 +135,8 @@ impl Engine {
         memories.reverse();
 
         let structure = table.structure.lock();
+        // What is shown behind a close would stay for as long as anybody has a handle.
+        self.check_open()?;
         if table.is_dropped() {
             return Err(Error::TableDropped { table: table.id });
         }

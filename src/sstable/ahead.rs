@@ -200,13 +200,21 @@ impl ReadAhead {
         let next = self.next.take().filter(|next| next.direction == direction && next.cell(place).is_some());
         let span = match next {
             Some(next) => next,
-            None => self.read(reader, place, direction, std::mem::take(&mut spare))?,
+            None => match self.read(reader, place, direction, std::mem::take(&mut spare)) {
+                Err(_) if self.span_bytes > 0 => {
+                    // What cannot be read may lie beside the block that is wanted, and perhaps nobody will want that.
+                    self.span_bytes = 0;
+                    self.read(reader, place, direction, Vec::new())?
+                }
+                read => read?,
+            },
         };
         if let ReadMode::Scan(Some(helper)) = mode
             && self.span_bytes >= ASSISTED_SPAN_BYTES_MIN
-            && let Some(place) = span.beyond(reader)?
+            // What is wrong there is found out when the cursor gets there, if it does.
+            && let Ok(Some(place)) = span.beyond(reader)
+            && let Ok(next) = self.read(reader, place, direction, spare)
         {
-            let next = self.read(reader, place, direction, spare)?;
             helper.help(&next);
             self.next = Some(next);
         }
@@ -287,7 +295,8 @@ pub(crate) struct Helper {
 impl Helper {
     fn help(self: &Arc<Helper>, span: &Arc<Span>) {
         let mut waiting = self.queue.waiting.lock();
-        if waiting.len() < WAITING_MAX {
+        // Looked at under the lock under which those who wait are let go of, so that nobody comes behind that.
+        if waiting.len() < WAITING_MAX && !self.queue.stopped.load(Ordering::Acquire) {
             waiting.push_back((Arc::downgrade(span), self.clone()));
             drop(waiting);
             self.queue.work.raise();
@@ -328,6 +337,8 @@ impl Task for AheadTask {
     fn step(&mut self) -> Step {
         let seen = self.queue.work.count();
         if self.queue.stopped.load(Ordering::Acquire) {
+            // The one that was being worked on while the others were let go of was put back since.
+            self.queue.waiting.lock().clear();
             return Step::Done;
         }
         let Some((waiting, helper)) = self.queue.waiting.lock().pop_front() else {

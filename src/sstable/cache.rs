@@ -362,10 +362,13 @@ impl Shard {
         }
         let slot = &slots.slots[at];
         match slot.block.try_write() {
-            Some(mut empty) if empty.is_none() => *empty = Some(block.clone()),
+            Some(mut empty) if empty.is_none() => {
+                // Before anybody can empty the slot again and take this away.
+                self.kept_bytes.fetch_add(weight_bytes, Ordering::Relaxed);
+                *empty = Some(block.clone());
+            }
             _ => return,
         }
-        self.kept_bytes.fetch_add(weight_bytes, Ordering::Relaxed);
         let ticket = Ticket { slots: Arc::downgrade(slots), at: number, weight_bytes: ticket_bytes };
         let stamp = slot.departed.load(Ordering::Relaxed);
         if stamp != 0 && queues.departures.wrapping_sub(stamp) as usize <= queues.old.len() {

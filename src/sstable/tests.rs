@@ -12,7 +12,7 @@ use crate::format::table::{RUN_CHUNK_BYTES, hash};
 use crate::io::fault::{FaultVfs, Rule};
 use crate::io::mem::MemVfs;
 use crate::io::sim::SeededEntropy;
-use crate::io::{Task, Vfs};
+use crate::io::{Step, Task, Vfs};
 use crate::types::{FileNumber, Generation, StoreId, VALUE_INLINE_BYTES_MAX};
 
 /// Entries in the engine's order.
@@ -300,20 +300,24 @@ fn a_deleted_key_is_found_as_deleted_and_an_absent_one_is_not_found() {
     assert!(fixture.get(&reader, b"key-0022", 22).unwrap().is_some());
 }
 
+/// Groups of keys of 60,000 bytes that differ in their last byte: separators as long as keys, in more index blocks than one top block has
+/// room for.
+fn long_keys() -> Entries {
+    let key = |i: u32| {
+        let mut key = (i / 7).to_be_bytes().to_vec();
+        key.resize(60_000, (i / 7) as u8);
+        key.push(i as u8);
+        key
+    };
+    (0..250u32).map(|i| put(&key(i), u64::from(i), &i.to_be_bytes())).collect()
+}
+
 #[test]
 fn an_index_of_many_blocks_is_walked_like_one() {
-    // Groups of keys of 60,000 bytes that differ in their last byte: separators as long as keys, in more index blocks
-    // than one top block has room for. A failure would lose keys of large tables.
+    // A failure would lose keys of large tables.
     let mut fixture = Fixture::new(256, Compression::Lz4);
     fixture.cache = Arc::new(BlockCache::new(1 << 20));
-    let entries: Entries = (0..250u32)
-        .map(|i| {
-            let mut key = (i / 7).to_be_bytes().to_vec();
-            key.resize(60_000, (i / 7) as u8);
-            key.push(i as u8);
-            put(&key, u64::from(i), &i.to_be_bytes())
-        })
-        .collect();
+    let entries = long_keys();
     let reader = fixture.open(&fixture.write(1, &entries).record).unwrap();
     assert!(reader.footer.index.frames > 8 && reader.footer.index_top.frames > 1);
     for (key, trailer, value) in &entries {
@@ -782,5 +786,155 @@ fn golden_record(golden: &[u8], written: FileRecord) -> FileRecord {
         final_tag: *golden.last_chunk().unwrap(),
         bounds: golden[footer_at - bounds_bytes..footer_at].to_vec(),
         ..written
+    }
+}
+
+#[test]
+fn a_helper_that_is_told_to_end_while_it_opens_a_block_holds_nothing_of_a_cursor_any_more() {
+    // A failure means that a store which is closed at that moment is never freed: it is what the helper asks before each block.
+    let fixture = Fixture::new(512, Compression::None);
+    let entries: Entries = (0..6000u32).map(|i| put(&i.to_be_bytes(), 1, &[i as u8; 100])).collect();
+    let reader = fixture.open(&fixture.write(1, &entries).record).unwrap();
+    let queue = Arc::new(HelpQueue::default());
+    let mut task = AheadTask::new(queue.clone(), Arc::new(crate::io::sim::SimClock::new()));
+    let store = Arc::new(());
+    let may_read = {
+        let (queue, store) = (queue.clone(), store.clone());
+        Box::new(move || {
+            queue.stop();
+            Arc::strong_count(&store) > 0
+        })
+    };
+    let mut cursor = reader.cursor(ReadMode::Scan(Some(Arc::new(Helper { queue, may_read }))));
+    cursor.seek_to_first().unwrap();
+    (0..3000).for_each(|_| cursor.next().unwrap());
+    while matches!(task.step(), Step::Again) {}
+    assert!(matches!(task.step(), Step::Done), "it was told to end");
+    drop(cursor);
+    assert_eq!(Arc::strong_count(&store), 1);
+}
+
+/// A file of which a range of bytes cannot be read.
+#[derive(Debug)]
+struct BadSector {
+    file: Arc<dyn File>,
+    bad: parking_lot::Mutex<std::ops::Range<u64>>,
+}
+
+impl File for BadSector {
+    fn read_exact_at(&self, buffer: &mut [u8], offset_bytes: u64) -> std::io::Result<()> {
+        let (bad, end) = (self.bad.lock().clone(), offset_bytes + buffer.len() as u64);
+        if offset_bytes < bad.end && bad.start < end {
+            return Err(std::io::Error::from_raw_os_error(5));
+        }
+        self.file.read_exact_at(buffer, offset_bytes)
+    }
+
+    fn len_bytes(&self) -> std::io::Result<u64> {
+        self.file.len_bytes()
+    }
+
+    fn will_read(&self, _: u64, _: u64) {}
+
+    fn write_all_at(&self, _: &[u8], _: u64) -> std::io::Result<()> {
+        unreachable!("a table that was written is only read")
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        unreachable!("a table that was written is only read")
+    }
+
+    fn reserve(&self, _: u64) -> std::io::Result<()> {
+        unreachable!("a table that was written is only read")
+    }
+
+    fn cut(&self, _: u64) -> std::io::Result<()> {
+        unreachable!("a table that was written is only read")
+    }
+
+    fn begin_write_back(&self, _: u64, _: u64) {}
+}
+
+#[test]
+fn a_scan_reads_up_to_the_block_that_cannot_be_read_from_either_end() {
+    // A failure means that one bad sector takes a quarter of a MiB with it that is well: a range that ends before it cannot be read.
+    for block_bytes in [512, 4096] {
+        let mut fixture = Fixture::new(block_bytes, Compression::None);
+        let entries: Entries = (0..6000u32).map(|i| put(&i.to_be_bytes(), 1, &[i as u8; 100])).collect();
+        let record = fixture.write(1, &entries).record;
+        for number in [0, 1, 30, 500, 1500, 3000, 5998, 5999] {
+            for is_helped in [false, true] {
+                fixture.cache = Arc::new(BlockCache::new(4 << 20));
+                let file = fixture.disk.open(Path::new(&path(1))).unwrap();
+                let file = Arc::new(BadSector { file, bad: parking_lot::Mutex::new(0..0) });
+                let cache = fixture.cache.clone();
+                let reader =
+                    TableReader::open(file.clone(), NAME, &fixture.key, &record, &fixture.settings, cache).unwrap();
+                let place_of = |i: usize| {
+                    let (leaf, place) =
+                        reader.index.find(&reader, &entries[i].0, Trailer::seek(Seq::MAX)).unwrap().unwrap();
+                    (place, leaf.handle(&reader, place.at).unwrap().offset_bytes)
+                };
+                let (place, offset_bytes) = place_of(number);
+                let bad: Vec<usize> = (0..entries.len()).filter(|i| place_of(*i).0 == place).collect();
+                *file.bad.lock() = offset_bytes..offset_bytes + 1;
+                let helper = || {
+                    let queue = Arc::new(HelpQueue::default());
+                    is_helped.then(|| Arc::new(Helper { queue, may_read: Box::new(|| true) }))
+                };
+                let what = format!("entry {number} in blocks of {block_bytes} bytes, helped: {is_helped}");
+
+                let mut cursor = reader.cursor(ReadMode::Scan(helper()));
+                let (mut count, mut outcome) = (0, cursor.seek_to_first());
+                while outcome.is_ok() && cursor.valid() {
+                    count += 1;
+                    outcome = cursor.next();
+                }
+                assert_eq!((count, outcome.is_err()), (bad[0], true), "{what}, forward");
+
+                let mut cursor = reader.cursor(ReadMode::Scan(helper()));
+                let (mut count, mut outcome) = (0, cursor.seek_to_last());
+                while outcome.is_ok() && cursor.valid() {
+                    count += 1;
+                    outcome = cursor.prev();
+                }
+                let behind = entries.len() - 1 - bad[bad.len() - 1];
+                assert_eq!((count, outcome.is_err()), (behind, true), "{what}, backward");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_part_of_the_index_that_cannot_be_read_ends_a_scan_no_sooner_with_a_helper_than_without() {
+    // As with a block: who reads a range that needs only the other parts must get it.
+    let mut fixture = Fixture::new(256, Compression::Lz4);
+    let entries = long_keys();
+    let record = fixture.write(1, &entries).record;
+    for from_end in 1..6 {
+        let mut counts = [false, true].map(|is_helped| {
+            fixture.cache = Arc::new(BlockCache::new(4 << 20));
+            let file = fixture.disk.open(Path::new(&path(1))).unwrap();
+            let file = Arc::new(BadSector { file, bad: parking_lot::Mutex::new(0..0) });
+            let cache = fixture.cache.clone();
+            let reader =
+                TableReader::open(file.clone(), NAME, &fixture.key, &record, &fixture.settings, cache).unwrap();
+            let index = &reader.footer.index;
+            assert!(index.frames > 8, "{} leaves", index.frames);
+            let end = index.offset_bytes + index.len_bytes;
+            *file.bad.lock() = end - index.len_bytes * from_end / 6..end;
+            let queue = Arc::new(HelpQueue::default());
+            let helper = is_helped.then(|| Arc::new(Helper { queue, may_read: Box::new(|| true) }));
+            let mut cursor = reader.cursor(ReadMode::Scan(helper));
+            let (mut count, mut outcome) = (0, cursor.seek_to_first());
+            while outcome.is_ok() && cursor.valid() {
+                count += 1;
+                outcome = cursor.next();
+            }
+            assert!(outcome.is_err());
+            count
+        });
+        counts.sort_unstable();
+        assert!(counts[0] > 20 && counts[0] == counts[1], "{counts:?}");
     }
 }

@@ -39,6 +39,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
+use zeroize::Zeroizing;
 
 use crate::error::Error;
 use crate::format::manifest::FileRecord;
@@ -180,8 +181,8 @@ pub(crate) struct Version {
 #[derive(Default)]
 struct Level {
     files: Vec<Arc<TableFile>>,
-    /// First eight bytes of each file's largest key.
-    heads: Vec<u64>,
+    /// First eight bytes of each file's largest key: plaintext, as the key is.
+    heads: Zeroizing<Vec<u64>>,
     bytes: u64,
 }
 
@@ -329,7 +330,7 @@ impl Level {
             }
         }
         Ok(Level {
-            heads: files.iter().map(|file| key_head(&file.largest)).collect(),
+            heads: Zeroizing::new(files.iter().map(|file| key_head(&file.largest)).collect()),
             bytes: files.iter().map(|file| file.bytes()).sum(),
             files,
         })

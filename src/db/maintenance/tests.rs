@@ -14,7 +14,7 @@ use crate::io::mem::Loss;
 use crate::io::sim::Simulation;
 use crate::io::{Clock, Environment, Join, Scheduler, Signal, Step, Task, TaskPanicked, Tick};
 use crate::keys::LocalKms;
-use crate::options::{Durability, TableOptions};
+use crate::options::{Compression, Durability, TableOptions};
 
 /// Moments between two steps of the engine, for tests that have something come to pass there.
 #[derive(Default)]
@@ -303,4 +303,24 @@ fn a_container_that_cannot_be_carried_yet_keeps_its_turn() {
     assert!(waits(), "while all that lives in it is being loaded");
     drop(loads);
     assert!(flusher.carry_one() && !engine.readers.has_sparse());
+}
+
+#[test]
+fn a_scan_that_goes_on_while_the_store_is_closed_does_not_keep_the_store_in_memory() {
+    // A failure means that a program which opens and closes stores loses the memory of each, keys of files and bounds included.
+    let world = Environment::simulated(0x5ca9);
+    let kms = LocalKms::in_memory(world.clone()).unwrap();
+    let store = Store::builder("/store").key_provider(kms).environment(world).create().unwrap();
+    let table = store.create_table("t", TableOptions::new().compression(Compression::None)).unwrap();
+    (0..2000_u32).for_each(|key| table.put(key.to_be_bytes(), [7; 500]).unwrap());
+    store.flush().unwrap();
+    let range = table.iter();
+    let engine = Arc::downgrade(store.handle.engine());
+    // When a task has seen the end and the permits do not know of it yet.
+    let scan = move || assert_eq!(range.map(Result::unwrap).count(), 2000);
+    store.handle.engine().background.after_look.expect(1, scan);
+    store.close().unwrap();
+    assert!(store.handle.engine().background.after_look.0.lock().is_none(), "the scan has come to pass");
+    drop((table, store));
+    assert_eq!(engine.strong_count(), 0);
 }
