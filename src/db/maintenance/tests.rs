@@ -318,9 +318,9 @@ fn a_scan_that_goes_on_while_the_store_is_closed_does_not_keep_the_store_in_memo
     let engine = Arc::downgrade(store.handle.engine());
     // When a task has seen the end and the permits do not know of it yet.
     let scan = move || assert_eq!(range.map(Result::unwrap).count(), 2000);
-    store.handle.engine().background.after_look.expect(1, scan);
+    store.handle.engine().background.between.look_and_work.expect(1, scan);
     store.close().unwrap();
-    assert!(store.handle.engine().background.after_look.0.lock().is_none(), "the scan has come to pass");
+    assert!(store.handle.engine().background.between.look_and_work.0.lock().is_none(), "the scan has come to pass");
     drop((table, store));
     assert_eq!(engine.strong_count(), 0);
 }
