@@ -954,15 +954,10 @@ impl JournalHead {
     }
 }
 
-/// The next offset at or after `from` where a head with a right CRC stands whose whole frame lies within `bytes`: how
-/// readers find frames again behind a hole.
+/// The next offset at or after `from` where a head with a right CRC stands whose whole frame lies within a file: how readers find frames
+/// again behind a hole. `window` is a part of the file, of which `end_bytes` bytes, counted from the window's first, are left.
 ///
 /// Linear in the bytes searched: a CRC is computed only where kind, reserved bytes and length could be a head's.
-pub(crate) fn next_head(bytes: &[u8], from: usize) -> Option<(usize, JournalHead)> {
-    next_head_within(bytes, from, bytes.len() as u64)
-}
-
-/// As [`next_head`], for a window of a file of which `end_bytes` bytes, counted from the window's first, are left.
 pub(crate) fn next_head_within(window: &[u8], from: usize, end_bytes: u64) -> Option<(usize, JournalHead)> {
     let last = window.len().checked_sub(JOURNAL_HEAD_BYTES)?;
     (from..=last).find_map(|offset| {
@@ -975,6 +970,12 @@ pub(crate) fn next_head_within(window: &[u8], from: usize, end_bytes: u64) -> Op
         let fits = head.frame_bytes() <= end_bytes.saturating_sub(offset as u64);
         (fits && bytes[16..20] == crc32(&[&bytes[..16]]).to_le_bytes()).then_some((offset, head))
     })
+}
+
+/// As [`next_head_within`], of bytes that are the whole file.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn next_head(bytes: &[u8], from: usize) -> Option<(usize, JournalHead)> {
+    next_head_within(bytes, from, bytes.len() as u64)
 }
 
 /// A journal frame that is being put together at the end of a vector: between `begin` and `finish`, the body is appended.

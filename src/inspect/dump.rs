@@ -109,7 +109,7 @@ impl<'a> Keys<'a> {
 
     fn unwrap(&self, table: TableId) -> Result<Arc<KeySet>> {
         let name = FileName::KeyFile(table).path();
-        let bytes = self.dir.read(&name, crate::format::keyfile::KEY_FILE_BYTES_MAX as u64)?;
+        let bytes = self.dir.read(&name, crate::format::keyfile::KEY_FILE_BYTES_MAX)?;
         let place = Where::new(&name, 0);
         let opened = KeyFile::open(&bytes, self.system.keys.opening_twin(&bytes, &place)?, table, &place)?;
         Ok(Arc::new(self.broker.unwrap_all(&opened.record, &Principal::Owner)?.keys))

@@ -83,14 +83,15 @@ impl Directory {
         self.vfs.open_mapped(&self.path(name)).map_err(|error| refused("open", name, error))
     }
 
-    /// All bytes of a file that may have at most `len_max` of them; [`Error::LimitExceeded`] otherwise.
-    pub(crate) fn read(&self, name: &str, len_max: u64) -> Result<Vec<u8>> {
+    /// All bytes of a file that may have at most `len_max` of them; [`Error::LimitExceeded`] otherwise. For small files: so much is taken from
+    /// memory at once, if whoever can write the directory says so.
+    pub(crate) fn read(&self, name: &str, len_max: usize) -> Result<Vec<u8>> {
         let file = self.open(name)?;
-        let len = file.len_bytes().map_err(|error| refused("measure", name, error))?;
-        if len > len_max {
-            return Err(Error::LimitExceeded { what: "length of a file in bytes", limit: len_max, actual: len });
-        }
-        let mut bytes = vec![0; len as usize];
+        let actual = file.len_bytes().map_err(|error| refused("measure", name, error))?;
+        let Some(len) = usize::try_from(actual).ok().filter(|len| *len <= len_max) else {
+            return Err(Error::LimitExceeded { what: "length of a file in bytes", limit: len_max as u64, actual });
+        };
+        let mut bytes = vec![0; len];
         file.read_exact_at(&mut bytes, 0).map_err(|error| refused("read", name, error))?;
         Ok(bytes)
     }

@@ -32,7 +32,7 @@ use super::state::{SegmentEnd, State};
 use crate::crypto::{Suite, TableKey, Tag};
 use crate::error::{Error, Result};
 use crate::format::current::{Closed, Current};
-use crate::format::frame::{Expected, HEADER_BYTES, JOURNAL_HEAD_BYTES, JournalHead, next_head};
+use crate::format::frame::{Expected, HEADER_BYTES};
 use crate::format::manifest::{Edit, EditGroup, ManifestOpener, ManifestSealer};
 use crate::format::{FileName, Where};
 use crate::io::directory::{Directory, refused};
@@ -40,13 +40,14 @@ use crate::io::{Entropy, File};
 use crate::keys::{KeySet, SystemKeys};
 use crate::metrics::{Count, Meters, Metrics};
 use crate::types::{Epoch, FileKind, FileNumber, Seq, TableId};
+use crate::wal::window::Window;
 
 /// A manifest is replaced once its edits take more than twice as many bytes as its picture, and at least this many.
 const REWRITE_BYTES_MIN: u64 = 64 << 10;
 /// Edits of a picture that go into one group.
 const PICTURE_GROUP_EDITS: usize = 4096;
 /// `CURRENT` is much smaller.
-const CURRENT_BYTES_MAX: u64 = 16 << 10;
+const CURRENT_BYTES_MAX: usize = 16 << 10;
 
 /// The manifest of a store that is open for writing.
 pub(crate) struct Manifest {
@@ -447,22 +448,20 @@ pub(crate) fn read(dir: &Directory, system: &KeySet) -> Result<Found> {
     let bytes = dir.read(&current_name, CURRENT_BYTES_MAX)?;
     let place = Where::new(&current_name, 0);
     let current = Current::open(&bytes, system.opening(&bytes, &place)?, &place)?.into_inner();
-    let name = FileName::Manifest(current.manifest).path();
-    let bytes = dir.read(&name, u64::MAX)?;
-    let system = system.opening(&bytes, &Where::new(&name, 0))?;
-    Reading { name: &name, bytes: &bytes, system, current: &current, meters: dir.meters() }.run()
+    let mut window = Window::open(dir, FileName::Manifest(current.manifest).path())?;
+    let header = window.header()?;
+    let system = system.opening(&header, &window.at(0))?;
+    Reading { window, system, current: &current }.run(&header)
 }
 
 struct Reading<'a> {
-    name: &'a str,
-    bytes: &'a [u8],
+    window: Window,
     system: &'a TableKey,
     current: &'a Current,
-    meters: &'a Meters,
 }
 
 impl Reading<'_> {
-    fn run(&self) -> Result<Found> {
+    fn run(&mut self, header: &[u8]) -> Result<Found> {
         let expected = Expected {
             kind: FileKind::Manifest,
             number: self.current.manifest,
@@ -470,22 +469,28 @@ impl Reading<'_> {
             suite: None,
             salt: Some(self.current.salt),
         };
-        let mut opener = ManifestOpener::open(self.bytes, self.system, &expected, &self.at(0))?;
+        let mut opener = ManifestOpener::open(header, self.system, &expected, &self.window.at(0))?;
         let mut picture = Picture { state: None, complete: false };
-        let len = self.bytes.len() as u64;
+        let len = self.window.len_bytes;
+        // However much there is behind a clean close, nothing of it is looked at.
+        if let Some(closed) = self.current.closed.as_ref().filter(|closed| closed.len_bytes < len) {
+            return Err(self.damaged(closed.len_bytes));
+        }
         let mut offset = HEADER_BYTES as u64;
         // Where the last whole group ends: what counts.
         let mut end = offset;
+        let mut tag = Tag::default();
         let mut attested = Some(self.current.picture_last_ordinal);
         while offset < len {
             let ordinal = opener.next_ordinal();
-            let place = self.at(offset);
-            let (frame, frame_len) = match self.frame(offset) {
-                Ok(frame) => frame,
+            let frame = match self.window.frame(offset, len) {
+                Ok((_, frame)) => frame.to_vec(),
                 // Missing, or not what its checksum says: the tail of a crash, unless something knows better.
                 Err(Error::BitRot { .. }) => break,
                 Err(error) => return Err(error),
             };
+            let (frame_len, place) = (frame.len() as u64, self.window.at(offset));
+            tag = last_tag(&frame);
             if let Some(group) = opener.feed(frame, &place)? {
                 let group = group.into_inner();
                 attested = attested.max(group.synced_ordinal);
@@ -495,8 +500,8 @@ impl Reading<'_> {
             offset += frame_len;
             debug_assert_eq!(opener.next_ordinal(), ordinal + 1);
         }
-        self.meters.opened(FileKind::Manifest, opener.next_ordinal(), offset);
-        attested = attested.max(self.attested_behind(&opener, offset));
+        self.window.meters.opened(FileKind::Manifest, opener.next_ordinal(), offset);
+        attested = attested.max(self.attested_behind(&opener, offset)?);
         // The first ordinal that is not there as a whole.
         let missing = opener.next_ordinal();
         if attested.is_some_and(|attested| missing <= attested) {
@@ -504,7 +509,7 @@ impl Reading<'_> {
         }
         let closed = match &self.current.closed {
             None => false,
-            Some(closed) if closed.len_bytes == len && end == len && closed.last_tag == last_tag(self.bytes) => true,
+            Some(closed) if closed.len_bytes == len && end == len && closed.last_tag == tag => true,
             Some(_) => return Err(self.damaged(end)),
         };
         match picture.state {
@@ -515,43 +520,30 @@ impl Reading<'_> {
         }
     }
 
-    /// The whole frame at `offset`, checked against its checksums, and its length.
-    fn frame(&self, offset: u64) -> Result<(Vec<u8>, u64)> {
-        let rest = &self.bytes[offset as usize..];
-        let place = self.at(offset);
-        let head = JournalHead::decode(rest, &place)?;
-        let len = head.frame_bytes();
-        let frame = usize::try_from(len).ok().and_then(|len| rest.get(..len));
-        let frame = frame.ok_or_else(|| place.bit_rot("the frame is cut off"))?;
-        head.check_crc(frame, &place)?;
-        Ok((frame.to_vec(), len))
-    }
-
     /// The highest ordinal that an authentic frame behind the hole at `offset` says was durable.
-    fn attested_behind(&self, opener: &ManifestOpener, offset: u64) -> Option<u64> {
+    fn attested_behind(&mut self, opener: &ManifestOpener, offset: u64) -> Result<Option<u64>> {
         let mut attested = None;
-        let mut from = offset as usize;
-        while from + JOURNAL_HEAD_BYTES <= self.bytes.len() {
-            let Some((found, head)) = next_head(self.bytes, from) else { break };
+        let mut from = offset;
+        while let Some((found, head)) = self.window.next_head(from)? {
             from = found + 1;
-            let place = self.at(found as u64);
-            let Ok((frame, len)) = self.frame(found as u64) else { continue };
-            let Ok(payload) = opener.attest(head.ordinal, frame, &place) else { continue };
-            from = found + len as usize;
+            let frame = match self.window.frame(found, self.window.len_bytes) {
+                Ok((_, frame)) => frame.to_vec(),
+                // What cannot be read may attest something.
+                Err(error @ Error::Io { .. }) => return Err(error),
+                Err(_) => continue,
+            };
+            let Ok(payload) = opener.attest(head.ordinal, frame, &self.window.at(found)) else { continue };
+            from = found + head.frame_bytes();
             // A group in one frame, as every mark is; a piece of a longer group attests nothing by itself.
             if let Some(group) = payload.strip_prefix(&[0]).and_then(|bytes| EditGroup::decode(bytes).ok()) {
                 attested = attested.max(group.synced_ordinal);
             }
         }
-        attested
-    }
-
-    fn at(&self, offset_bytes: u64) -> Where<'_> {
-        Where::new(self.name, offset_bytes)
+        Ok(attested)
     }
 
     fn damaged(&self, offset_bytes: u64) -> Error {
-        Error::LogDamaged { file: self.name.to_owned(), offset_bytes }
+        Error::LogDamaged { file: self.window.name.clone(), offset_bytes }
     }
 }
 

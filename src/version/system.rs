@@ -45,7 +45,7 @@ impl SystemFile {
     /// missing; if neither copy in it can be read, why the first cannot.
     pub(crate) fn read(dir: &Directory) -> Result<SystemFile> {
         let name = FileName::SystemKey.path();
-        let bytes = match dir.read(&name, KEY_FILE_BYTES_MAX as u64) {
+        let bytes = match dir.read(&name, KEY_FILE_BYTES_MAX) {
             Err(Error::MissingFile { .. }) if dir.metadata(&FileName::Current.path())?.is_none() => {
                 return Err(Error::NotAStore { path: dir.root().display().to_string() });
             }
@@ -55,7 +55,7 @@ impl SystemFile {
         // It is erased before its successor takes its name: then that is there under the temporary one.
         let staged = || {
             let name = FileName::SystemKey.temporary_path();
-            let bytes = dir.read(&name, KEY_FILE_BYTES_MAX as u64).ok()?;
+            let bytes = dir.read(&name, KEY_FILE_BYTES_MAX).ok()?;
             let file = SystemKeyFile::decode_unauthenticated(&bytes, &Where::new(&name, 0)).ok()?;
             Some(SystemFile { name, file })
         };
@@ -113,7 +113,7 @@ pub(crate) fn read_system_file(dir: &Directory, keys: &KeySet, pin: &KeyPin) -> 
 
 /// As [`read_system_file`], of the file with this name: its own or the temporary one.
 pub(crate) fn read_system_file_at(dir: &Directory, keys: &KeySet, pin: &KeyPin, name: &str) -> Result<OpenedKeyFile> {
-    let bytes = dir.read(name, KEY_FILE_BYTES_MAX as u64)?;
+    let bytes = dir.read(name, KEY_FILE_BYTES_MAX)?;
     let place = Where::new(name, 0);
     let file = SystemKeyFile::decode_unauthenticated(&bytes, &place)?
         .authenticate(keys.opening_twin(&bytes, &place)?, &place)?;
@@ -179,7 +179,7 @@ fn open_key_file(
     pin: &KeyPin,
     name: &str,
 ) -> Result<(OpenedKeyFile, Pinned)> {
-    let bytes = dir.read(name, KEY_FILE_BYTES_MAX as u64)?;
+    let bytes = dir.read(name, KEY_FILE_BYTES_MAX)?;
     let place = Where::new(name, 0);
     dir.meters().opened(FileKind::KeyFile, 1, bytes.len() as u64);
     let opened = KeyFile::open(&bytes, system.opening_twin(&bytes, &place)?, table, &place)?;

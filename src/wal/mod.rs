@@ -31,7 +31,7 @@
 
 pub(crate) mod parked;
 pub(crate) mod replay;
-mod window;
+pub(crate) mod window;
 
 #[cfg(test)]
 mod tests;

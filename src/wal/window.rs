@@ -15,26 +15,27 @@ use crate::types::FRAME_BYTES_MAX;
 /// Bytes of a file that are in memory at a time.
 const WINDOW_BYTES: usize = 2 * FRAME_BYTES_MAX;
 
-/// A log segment, or a file of parked sections.
-pub(super) struct Window {
-    pub(super) name: String,
-    pub(super) len_bytes: u64,
+/// A log segment, a file of parked sections, or a manifest. How long it is, whoever can write the directory says: so no more than the window is
+/// ever taken from memory for it.
+pub(crate) struct Window {
+    pub(crate) name: String,
+    pub(crate) len_bytes: u64,
     /// Frames that are read through it are opened by others, and counted here.
-    pub(super) meters: Arc<Meters>,
+    pub(crate) meters: Arc<Meters>,
     file: Arc<dyn File>,
     start: u64,
     bytes: Vec<u8>,
 }
 
 impl Window {
-    pub(super) fn open(dir: &Directory, name: String) -> Result<Window> {
+    pub(crate) fn open(dir: &Directory, name: String) -> Result<Window> {
         let file = dir.open(&name)?;
         let len_bytes = file.len_bytes().map_err(|error| refused("measure", &name, error))?;
         Ok(Window { name, len_bytes, meters: dir.meters().clone(), file, start: 0, bytes: Vec::new() })
     }
 
     /// The bytes of the file's header.
-    pub(super) fn header(&mut self) -> Result<Vec<u8>> {
+    pub(crate) fn header(&mut self) -> Result<Vec<u8>> {
         if self.len_bytes < HEADER_BYTES as u64 {
             return Err(self.at(0).bit_rot("the file is shorter than its header"));
         }
@@ -43,12 +44,12 @@ impl Window {
         Ok(header)
     }
 
-    pub(super) fn at(&self, offset_bytes: u64) -> Where<'_> {
+    pub(crate) fn at(&self, offset_bytes: u64) -> Where<'_> {
         Where::new(&self.name, offset_bytes)
     }
 
     /// `len` bytes at `offset`; a hole if they are not all before `limit`.
-    pub(super) fn bytes(&mut self, offset: u64, len: u64, limit: u64) -> Result<&[u8]> {
+    pub(crate) fn bytes(&mut self, offset: u64, len: u64, limit: u64) -> Result<&[u8]> {
         if offset.checked_add(len).is_none_or(|end| end > limit.min(self.len_bytes)) || len > FRAME_BYTES_MAX as u64 {
             return Err(self.at(offset).bit_rot("the frame is cut off"));
         }
@@ -60,7 +61,7 @@ impl Window {
         Ok(&self.bytes[start..start + len as usize])
     }
 
-    pub(super) fn fill(&mut self, offset: u64) -> Result<()> {
+    pub(crate) fn fill(&mut self, offset: u64) -> Result<()> {
         let len = (self.len_bytes - offset).min(WINDOW_BYTES as u64) as usize;
         self.bytes.resize(len, 0);
         self.start = offset;
@@ -68,7 +69,7 @@ impl Window {
     }
 
     /// The journal frame at `offset`, checked against its checksums.
-    pub(super) fn frame(&mut self, offset: u64, limit: u64) -> Result<(JournalHead, &[u8])> {
+    pub(crate) fn frame(&mut self, offset: u64, limit: u64) -> Result<(JournalHead, &[u8])> {
         let head = self.bytes(offset, JOURNAL_HEAD_BYTES as u64, limit)?.to_vec();
         let head = JournalHead::decode(&head, &self.at(offset))?;
         let name = self.name.clone();
@@ -78,7 +79,7 @@ impl Window {
     }
 
     /// That all frames of a section are there, with the key of nobody but the system.
-    pub(super) fn check_section(&mut self, section: &Section, start: u64, limit: u64) -> Result<()> {
+    pub(crate) fn check_section(&mut self, section: &Section, start: u64, limit: u64) -> Result<()> {
         let mut offset = start;
         let mut last_tag = None;
         for index in 0..section.frames {
@@ -96,7 +97,7 @@ impl Window {
     }
 
     /// Whether nothing but zeros stands from `from` to the end of the file.
-    pub(super) fn is_zero_from(&mut self, from: u64) -> Result<bool> {
+    pub(crate) fn is_zero_from(&mut self, from: u64) -> Result<bool> {
         let mut start = from;
         while start < self.len_bytes {
             self.fill(start)?;
@@ -109,7 +110,7 @@ impl Window {
     }
 
     /// The next offset at or after `from` where a head with a right checksum stands.
-    pub(super) fn next_head(&mut self, from: u64) -> Result<Option<(u64, JournalHead)>> {
+    pub(crate) fn next_head(&mut self, from: u64) -> Result<Option<(u64, JournalHead)>> {
         let mut start = from;
         while start < self.len_bytes {
             // What is in memory is looked through first: behind a hole there may be a head every few hundred bytes.

@@ -15,9 +15,9 @@ use strongroom::inspect::Inspection;
 use strongroom::io::Clock;
 use strongroom::io::mem::{Loss, MemVfs};
 use strongroom::options::Durability;
-use strongroom::{Error, ErrorKind, MasterKey, Store};
+use strongroom::{Error, ErrorKind, LocalKms, MasterKey, Store, Unlock};
 
-use crate::world::{Contents, DIR, Dice, Row, World, closed_world, contents, small_store, tiny_table};
+use crate::world::{Contents, DIR, Dice, Row, World, closed_world, contents, files_below, small_store, tiny_table};
 
 /// Bytes of every file's header.
 const HEADER_BYTES: usize = 160;
@@ -850,4 +850,40 @@ fn parked_sections_that_were_moved_cut_exchanged_or_changed_do_not_open() {
     cut_and_extend(&world, &parked);
     let turned = turn_bits(&world, &parked, 3);
     assert!(turned > 3_000, "only {turned} bits");
+}
+
+#[test]
+fn a_file_that_claims_to_be_longer_than_any_memory_is_refused_and_ends_nothing() {
+    // Whoever can write the directory could otherwise end every process that opens the store, in the midst of whatever else it does.
+    let folder = tempfile::tempdir().unwrap();
+    let kms = LocalKms::create(folder.path().join("keyring"), Unlock::key(|key| key.fill(7))).unwrap();
+    let builder = |dir: &Path| Store::builder(dir).key_provider(kms.clone());
+    let original = folder.path().join("original");
+    let store = builder(&original).create().unwrap();
+    let table = store.create_table("t", tiny_table(0)).unwrap();
+    table.put("k", "v").unwrap();
+    store.flush().unwrap();
+    store.close().unwrap();
+    let files = files_below(&original);
+    // The log ends where the manifest says, whatever there is behind.
+    let is_read = |path: &&PathBuf| !path.ends_with("LOCK") && path.extension().is_none_or(|end| end != "wal");
+    let mut refused = Vec::new();
+    for (index, longer) in files.keys().filter(is_read).enumerate() {
+        let copy = folder.path().join(format!("copy {index}"));
+        for (path, bytes) in &files {
+            let path = copy.join(path.strip_prefix(&original).unwrap());
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        let longer = longer.strip_prefix(&original).unwrap();
+        std::fs::File::options().write(true).open(copy.join(longer)).unwrap().set_len(4 << 40).unwrap();
+        let read = || builder(&copy).open()?.table("t")?.get("k");
+        refused.push((longer, read().expect_err(&longer.display().to_string()).kind()));
+    }
+    assert_eq!(refused.len(), 5, "CURRENT, manifest, two key files and a sorted table: {refused:?}");
+    assert!(
+        refused.iter().any(|(path, kind)| path.starts_with("manifest") && *kind == ErrorKind::BitRot),
+        "{refused:?}"
+    );
+    assert!(builder(&original).open().unwrap().table("t").unwrap().get("k").unwrap().is_some());
 }

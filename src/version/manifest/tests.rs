@@ -140,6 +140,24 @@ fn a_torn_group_is_discarded_and_a_damaged_one_is_an_error() {
 }
 
 #[test]
+fn a_hole_hides_nothing_however_long_it_is() {
+    // What is read at a time is bounded: what attests the group that is missing must be found all the same, or the group is lost in silence.
+    let world = World::new();
+    world.add_table(1);
+    let before = world.len();
+    world.add_table(2);
+    let whole = world.disk.read(world.path()).unwrap();
+    for hole_bytes in [1, 1 << 20, (2 << 20) - 10, (2 << 20) + 10, 5 << 20] {
+        let zeros = vec![0; hole_bytes];
+        world.disk.plant(world.path(), &[&whole[..before], &zeros[..], &whole[before..]].concat()).unwrap();
+        assert_eq!(world.read().err().map(|error| error.kind()), Some(ErrorKind::BitRot), "{hole_bytes} bytes");
+        world.disk.plant(world.path(), &[&whole[..], &zeros[..]].concat()).unwrap();
+        let found = world.read().unwrap();
+        assert_eq!((found.state.tables.len(), found.discarded_bytes), (2, hole_bytes as u64));
+    }
+}
+
+#[test]
 fn after_a_clean_close_every_byte_counts() {
     let world = World::new();
     world.add_table(1);
