@@ -35,6 +35,7 @@ fn a_refusal_that_comes_while_its_table_is_being_dropped_lets_go_of_nothing_twic
     flush();
     assert!(engine.seclude(&goes));
     engine.manifest.append(vec![Edit::DropTable { slot: goes.slot }]).unwrap();
+    goes.mark_gone();
     engine.catalog.remove(&goes);
     engine.forget(&goes);
     flush();
