@@ -244,6 +244,16 @@ impl Readers {
         file.set_reader(None);
     }
 
+    /// Let go of every reader: the store is closed.
+    pub(crate) fn close_all(&self) {
+        let files: Vec<Arc<TableFile>> = {
+            let state = self.state.lock();
+            let known = state.known.values().filter_map(Weak::upgrade);
+            known.chain(state.obsolete.iter().map(|(_, file)| file.clone())).collect()
+        };
+        files.iter().for_each(|file| self.close(file));
+    }
+
     /// A file of a table that no view to come will name: it is removed once no view that is left does.
     pub(crate) fn retire(&self, slot: Slot, file: Arc<TableFile>) {
         self.state.lock().obsolete.push((slot, file));
