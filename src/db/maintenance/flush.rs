@@ -547,8 +547,9 @@ impl Engine {
             let mut queue = self.background.flushes.lock();
             done.iter().for_each(|item| queue.remove(item));
         }
-        drop(structures);
+        // Before a table can be put away, which closes its retired files too.
         replaced.into_iter().for_each(|(slot, file)| self.readers.retire(slot, file));
+        drop(structures);
         self.discard_batch(batch, unnamed.into_iter());
         let written: u64 = batch.outputs.iter().map(|output| file_bytes(&output.files)).sum();
         let (mut bytes, memtables) = (0, done.len());
