@@ -347,10 +347,12 @@ impl Engine {
             if table.is_dropped() {
                 return true;
             }
-            let Some(view) = table.view.load_owned() else {
-                return !table.is_loading();
-            };
-            let memories = || view.frozen.iter().chain([&view.active]);
+            let view = table.view.load_owned();
+            if view.is_none() && table.is_loading() {
+                return false;
+            }
+            // Without a view there are none, but perhaps there is the key.
+            let memories = || view.iter().flat_map(|view| view.frozen.iter().chain([&view.active]));
             if let Some(from) = memories().filter_map(|memory| memory.first_segment()).min() {
                 // Before the view goes: whoever loads the table then must find it.
                 self.background.hold_segment(from);
@@ -366,7 +368,7 @@ impl Engine {
             view
         };
         self.purge(table);
-        view.version.all_files().for_each(|(_, file)| self.readers.close(file));
+        self.close_files(table);
         drop(view);
         self.background.wake();
         true

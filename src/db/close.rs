@@ -1,7 +1,7 @@
 //! How a store is closed in good order.
 //!
 //! ```text
-//! background work ended ─ log synced ─ trail attested ─ CleanClose in the manifest ─ its length in CURRENT ─ keys gone ─ unlocked
+//! background work ended ─ log synced ─ trail attested ─ CleanClose in the manifest ─ its length in CURRENT ─ memtables, readers, keys gone ─ unlocked
 //! ```
 //! From then on any missing byte of log or manifest is an error. A store that could not be closed so is recovered when it is next opened.
 
@@ -40,6 +40,9 @@ impl Engine {
             table.publisher().show(None);
         }
         drop(in_use);
+        // Nobody flushes or reads any more. What iterators look at goes too, and whether or not the files may be removed.
+        self.background.forget_frozen();
+        self.readers.close_all();
         if self.poison.get().is_none() {
             self.readers.remove_obsolete();
         }
@@ -86,3 +89,6 @@ impl Engine {
         self.manifest.close(end.segment, last, self.visible.load()).map_err(|error| self.poison(error))
     }
 }
+
+#[cfg(test)]
+mod tests;

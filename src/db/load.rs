@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::format::manifest::KeyPin;
 use crate::io::Tick;
 use crate::keys::{Ending, KeySet, Permit, Principal};
-use crate::types::{Seq, Trailer};
+use crate::types::{FileNumber, Seq, Trailer};
+use crate::version::state::State;
 use crate::version::{Change, Version};
 use crate::wal;
 
@@ -239,7 +240,9 @@ impl Engine {
         let Some(view) = table.view.load_owned() else {
             drop(writer);
             if !table.loading.load(Ordering::Acquire) {
+                // An iterator may have used it all the same: it asks for the key, and looks at files of its own.
                 self.purge(table);
+                self.close_files(table);
             }
             return;
         };
@@ -257,7 +260,15 @@ impl Engine {
         drop(structure);
         drop(writer);
         self.purge(table);
-        view.version.all_files().for_each(|(_, file)| self.readers.close(file));
+        self.close_files(table);
+    }
+
+    /// Let go of what is open of a table's files, and of their blocks: also for iterators, which may stand still for long.
+    pub(super) fn close_files(&self, table: &TableState) {
+        let present = |state: &State| -> Vec<FileNumber> {
+            state.tables.get(&table.slot).into_iter().flat_map(|meta| meta.files.keys().copied()).collect()
+        };
+        self.readers.close_table(table.slot, &self.manifest.with_state(present));
     }
 
     /// Let go of a table's keys, unless somebody has got a permit meanwhile.
@@ -283,10 +294,13 @@ impl Engine {
         self.background.in_use.lock().remove(&table.slot);
         self.set_unreplayed(table, Unreplayed::Nothing);
         self.background.custody.forget(table.slot);
+        // The manifest does not know them any more.
+        let mut files: Vec<FileNumber> = Vec::new();
         if let Some(view) = view {
             self.discharge(table, &view.active);
-            view.version.all_files().for_each(|(_, file)| self.readers.close(file));
+            files.extend(view.version.all_files().map(|(_, file)| file.number()));
         }
+        self.readers.close_table(table.slot, &files);
     }
 }
 

@@ -248,12 +248,25 @@ impl Readers {
         let _ = self.dir.remove(&record.file_name().path());
     }
 
-    /// Let go of a file's reader and of its blocks in the cache.
-    pub(crate) fn close(&self, file: &TableFile) {
-        if let Some(reader) = &*file.reader() {
-            reader.purge();
-        }
-        file.set_reader(None);
+    /// Let go of the readers of a table that leaves memory: of its present files, and of those retired before that somebody still looks at.
+    pub(crate) fn close_table(&self, slot: Slot, present: &[FileNumber]) {
+        let files: Vec<Arc<TableFile>> = {
+            let state = self.state.lock();
+            let present = present.iter().filter_map(|number| state.known.get(number)?.upgrade());
+            let retired = state.obsolete.iter().filter(|(of, _)| *of == slot).map(|(_, file)| file.clone());
+            present.chain(retired).collect()
+        };
+        files.iter().for_each(|file| file.close());
+    }
+
+    /// Let go of every reader: the store is closed.
+    pub(crate) fn close_all(&self) {
+        let files: Vec<Arc<TableFile>> = {
+            let state = self.state.lock();
+            let known = state.known.values().filter_map(Weak::upgrade);
+            known.chain(state.obsolete.iter().map(|(_, file)| file.clone())).collect()
+        };
+        files.iter().for_each(|file| file.close());
     }
 
     /// A file of a table that no view to come will name: it is removed once no view that is left does.
@@ -310,7 +323,7 @@ impl Readers {
             unused
         };
         for (_, file) in unused {
-            self.close(&file);
+            file.close();
             self.remove(&file.record);
         }
     }

@@ -35,10 +35,11 @@ pub(crate) mod tests;
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use crate::error::Error;
@@ -57,6 +58,8 @@ pub(crate) struct TableFile {
     /// Its last user key.
     pub(crate) largest: UserKey,
     reader: ArcSwapOption<TableReader>,
+    /// Readers that were let go of here while somebody had them still: what they keep in the cache has to go with the rest.
+    former: Mutex<Vec<Weak<TableReader>>>,
     /// Whether its reader was used since that was last asked.
     used: AtomicBool,
 }
@@ -64,7 +67,8 @@ pub(crate) struct TableFile {
 impl TableFile {
     /// The file with this record and the bounds that its record carries sealed.
     pub(crate) fn new(record: FileRecord, smallest: UserKey, largest: UserKey) -> TableFile {
-        TableFile { record, smallest, largest, reader: ArcSwapOption::empty(), used: AtomicBool::new(false) }
+        let (reader, former, used) = (ArcSwapOption::empty(), Mutex::default(), AtomicBool::new(false));
+        TableFile { record, smallest, largest, reader, former, used }
     }
 
     /// The file's number.
@@ -102,7 +106,19 @@ impl TableFile {
 
     /// Keep a reader, or with `None` let it go once its last reads have ended.
     pub(crate) fn set_reader(&self, reader: Option<Arc<TableReader>>) {
-        self.reader.store(reader);
+        let Some(before) = self.reader.swap(reader) else { return };
+        if Arc::strong_count(&before) > 1 {
+            let mut former = self.former.lock();
+            former.retain(|reader| reader.strong_count() > 0);
+            former.push(Arc::downgrade(&before));
+        }
+    }
+
+    /// Let the reader go, and all blocks that any reader of this file keeps in the cache.
+    pub(crate) fn close(&self) {
+        // One that nobody else has empties its slots as it goes.
+        self.set_reader(None);
+        self.former.lock().iter().filter_map(Weak::upgrade).for_each(|reader| reader.purge());
     }
 }
 

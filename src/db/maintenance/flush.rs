@@ -549,8 +549,9 @@ impl Engine {
             let mut queue = self.background.flushes.lock();
             done.iter().for_each(|item| queue.remove(item));
         }
-        drop(structures);
+        // Before a table can be put away, which closes its retired files too.
         replaced.into_iter().for_each(|(slot, file)| self.readers.retire(slot, file));
+        drop(structures);
         self.discard(unnamed.into_iter());
         let is_named = |container| named.iter().any(|(file, _)| file.extent.container == container);
         if !batch.container.number().is_some_and(is_named) {

@@ -235,6 +235,11 @@ impl Background {
         metrics.keys.rotating_tables = self.rotations.tables() as u64;
     }
 
+    /// Let go of the memtables that were to be flushed: nobody will do that.
+    pub(in crate::db) fn forget_frozen(&self) {
+        *self.flushes.lock() = Frozen::default();
+    }
+
     /// A table has no active memtable any more.
     pub(in crate::db) fn forget_dirty(&self, table: &TableState) {
         self.dirty.lock().remove(table.slot);

@@ -25,7 +25,7 @@ fn open_one_file_over_and_over() -> (u64, u64) {
     (0..9).for_each(|_| open());
     let at_once = engine.readers.counts().0;
     for _ in 0..9 {
-        engine.readers.close(file);
+        file.close();
         open();
     }
     (at_once, engine.readers.counts().0)
