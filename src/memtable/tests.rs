@@ -637,7 +637,7 @@ fn a_reader_that_meets_the_writer_at_any_step_finds_what_is_visible() {
         let read = || {
             loop {
                 let top = visible.load(Ordering::SeqCst);
-                let n = if random() % 2 == 0 { top - random() % top.min(30) } else { 1 + random() % top };
+                let n = if random().is_multiple_of(2) { top - random() % top.min(30) } else { 1 + random() % top };
                 let found = table.get(&key(n), seq(top)).map_or(0, |(trailer, _)| trailer.seq().get());
                 assert!((n..=top).contains(&found), "trial {trial}: key {n} has version {found} at {top}");
                 if top == all {
