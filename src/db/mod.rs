@@ -328,7 +328,8 @@ impl Store {
     }
 
     /// Close every file that is open for writing, durably, so that nothing that seals is left in memory: to be called before the machine
-    /// is snapshotted **with its memory**. Otherwise two machines that go on from one snapshot would seal different data under the same key and nonce. The next write begins new files.
+    /// is snapshotted **with its memory**. Otherwise two machines that go on from one snapshot would seal different data under the same key and nonce. The next write begins new files,
+    /// so writers are to rest from before this is called until the snapshot is taken: a commit, flush or compaction that is called meanwhile counts as that next write.
     ///
     /// # Errors
     /// As for [`sync`](Store::sync).
