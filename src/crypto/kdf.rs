@@ -19,7 +19,10 @@
 //! Fixed widths, so that no two different identities are ever the same bytes. A block's info and HKDF's counter (24 + 1)
 //! fit one SHA-256 block with its padding (55), so that a block key costs two hash compressions.
 
-use hkdf::Hkdf;
+use hkdf::hmac::digest::block_api::{CoreProxy, OutputSizeUser};
+use hkdf::hmac::digest::{FixedOutput, Output, Update};
+use hkdf::hmac::{Hmac, KeyInit};
+use hkdf::{GenericHkdf, HmacImpl};
 use sha2::Sha256;
 
 use super::{Salt, Secret, Suite};
@@ -117,11 +120,42 @@ impl<const N: usize> Fields<N> {
     }
 }
 
+/// HKDF-SHA256 whose states are all that it holds.
+pub(super) type Hkdf = GenericHkdf<BlankHmac>;
+
+/// HMAC-SHA256 (RFC 2104) that keeps nothing but its states.
+///
+/// A new hash has room for a block that nobody has written yet, so that whatever was on the stack where it was made lies in it: the masked
+/// key, as it turned out, from which HMAC's states had just been made.
+#[derive(Clone)]
+pub(super) struct BlankHmac(Hmac<Sha256>);
+
+impl OutputSizeUser for BlankHmac {
+    type OutputSize = <Hmac<Sha256> as OutputSizeUser>::OutputSize;
+}
+
+impl HmacImpl for BlankHmac {
+    fn new_from_slice(key: &[u8]) -> BlankHmac {
+        let hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("HMAC takes keys of all lengths");
+        let (states, mut room) = hmac.decompose();
+        room.set(Default::default(), 0);
+        BlankHmac(Hmac::compose(states, room))
+    }
+
+    fn update(&mut self, data: &[u8]) {
+        Update::update(&mut self.0, data);
+    }
+
+    fn finalize(self) -> Output<BlankHmac> {
+        self.0.finalize_fixed()
+    }
+}
+
 /// A key from which subkeys are expanded, kept as the two states of HMAC that a key costs.
 ///
 /// In key pages, because the states are as good as the key. (`sha2` can wipe its states itself, but would then wipe at every
 /// expansion too, byte by byte.) An expansion works on a copy of them on the stack, so it is for callers that wipe that.
-pub(super) struct Expander(Strongbox<Hkdf<Sha256>>);
+pub(super) struct Expander(Strongbox<Hkdf>);
 
 impl Expander {
     /// Expand from what HKDF extracts of a secret and a salt. For callers that wipe the stack afterwards.
