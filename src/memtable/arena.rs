@@ -1,38 +1,45 @@
-//! Memory of a memtable: nodes of a skiplist in chunks that only grow, and are wiped when freed.
+//! Memory of a memtable: entries and nodes of a tree in chunks that only grow, and are wiped when freed.
 //!
-//! This file needs `unsafe` because a node is of variable size, is written once, and is read without a lock
-//! while others are added; no safe container does that. Everything outside sees [`Node`]s, which borrow the
-//! arena, and [`Writer`], which holds its lock, so that no call of this file's interface can do harm.
+//! This file needs `unsafe` because entries are of variable size, are written once, and are read without a lock while
+//! others are added; no safe container does that. Everything outside sees [`Entry`] and [`Node`], which borrow the arena, and
+//! [`Writer`], which holds its lock, so that no call of this file's interface can do harm. What nodes look like, and the
+//! order in which their parts are read and written, is in [`node`], which needs no `unsafe` any more.
 //!
 //! ```text
-//! node, 8-byte aligned, never moved, never changed but for its links
+//! entry, 4-byte aligned, never moved, never changed
 //!   offset  size  field
-//!        0     8  head       first 8 bytes of the key, big-endian, zero-padded
-//!        8     8  trailer    sequence number and kind
-//!       16     4  value_len  bytes of the value
-//!       20     2  key_len    bytes of the key
-//!       22     1  height     links in the tower, 1 to 12
-//!       23     1  large      1 if the value lies in an allocation of its own
-//!       24  4 * h tower      per level the offset of the next node, 0 for none (atomic)
-//!  24 + 4h     k  key
-//!        …     v  value; if large, at the next multiple of 8, the pointer of an `Arc<LargeValue>` instead
+//!        0     8  trailer    sequence number and kind
+//!        8     4  value_len  bytes of the value
+//!       12     2  key_len    bytes of the key
+//!       14     1  large      1 if the value lies in an allocation of its own
+//!       15     1  -
+//!       16     k  key
+//!        …     v  value; if large, the pointer of an `Arc<LargeValue>` instead
+//!
+//! chunk      entries ──>            free            <── nodes, each at a multiple of 64
 //! ```
 //!
 //! # Offsets and chunks
-//! Links are 32-bit offsets into one address space that is cut into chunks: the chunk at 2 KiB is 2 KiB long, the one
-//! at 4 KiB 4 KiB, and so on to 512 KiB; from 1 MiB on each chunk is 1 MiB. So chunk and place within it follow from an offset's
-//! bits alone, a small memtable is small, and 0 is free to mean "none". A node that does not fit into what is left of a
-//! chunk begins the next one that it fits into.
+//! Entries and nodes know each other by 32-bit offsets into one address space that is cut into chunks: the chunk at 2 KiB is 2 KiB
+//! long, the one at 4 KiB 4 KiB, and so on to 512 KiB; from 1 MiB on each chunk is 1 MiB. So chunk and place within it
+//! follow from an offset's bits alone, a small memtable is small, and 0 is free to mean "none". What does not fit into what is
+//! left of a chunk begins the next one that it fits into. Nodes lie together at the chunk's end, so that a search, which looks at
+//! nodes only, meets few pages of memory.
 //!
 //! # What makes it sound
-//! 1. *Only nodes are linked.* A link holds 0 or the offset of a node of the same arena that was written in full
-//!    before, and is at least as high as the link's level. [`Writer::insert`] alone stores links, and checks this.
-//! 2. *One writer.* Memory is handed out and links are stored only with the lock of [`State`] held.
-//! 3. *Publication.* A link is stored with Release after the node's bytes, its chunk's pointer and its own links
-//!    of this level and below; readers load links with Acquire. So who has an offset may read the node.
-//! 4. *Nothing moves.* Chunks are freed only when the arena is dropped, and a [`Node`] borrows the arena.
+//! 1. *Only what was written is led to.* A place of a node that holds the offset of an entry or of a node holds 0 or the offset
+//!    of such a thing in the same arena, which was there in full before; a child is of the level below its parent's.
+//!    The methods that store such offsets check it.
+//! 2. *One writer.* Memory is handed out with the lock of [`State`] held.
+//! 3. *Publication.* An offset is stored with Release after all bytes that it leads to and its chunk's pointer, and loaded
+//!    with Acquire. So who has an offset may read what is there.
+//! 4. *Nothing moves.* Chunks are freed only when the arena is dropped, and [`Entry`] and [`Node`] borrow the arena.
+//! 5. *Entries are plain bytes, nodes are atomics*, and no byte belongs to both: so whatever a reader meets in a node, torn
+//!    between two changes or not, leads it to whole entries.
 
-#![allow(unsafe_code, reason = "variable-sized nodes read without a lock while others are added; see above")]
+#![allow(unsafe_code, reason = "variable-sized entries read without a lock while others are added; see above")]
+
+pub(super) mod node;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::{self, NonNull};
@@ -45,10 +52,8 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::error::{Error, Result};
 use crate::types::{KEY_BYTES_MAX, Trailer, VALUE_BYTES_MAX};
 use crate::value::Backing;
+use node::{Children, LEVELS_MAX, Node, Slots, Version};
 
-/// Links of the highest tower. With one node in four reaching the next level, 4^12 nodes are searched in
-/// logarithmic time; an arena holds at most a few times as many.
-pub(super) const HEIGHT_MAX: usize = 12;
 /// Values above this many bytes are allocations of their own: they would waste chunks, and a reader can share them.
 pub(super) const VALUE_IN_ARENA_BYTES_MAX: usize = 4 << 10;
 
@@ -63,21 +68,26 @@ const CHUNKS_NEAR: usize = CHUNKS_GROWING + 31;
 /// All chunks: 4,095 of 1 MiB lie between offsets 2^20 and 2^32.
 const CHUNKS: usize = CHUNKS_GROWING + 4095;
 
-/// The fixed part of a node.
+/// The fixed part of an entry.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Fixed {
-    head: u64,
-    trailer: u64,
+    /// Low half first.
+    trailer: [u32; 2],
     value_len: u32,
     key_len: u16,
-    height: u8,
     large: u8,
+    unused: u8,
 }
 
 const FIXED_BYTES: usize = size_of::<Fixed>();
-const LINK_BYTES: usize = size_of::<AtomicU32>();
-const ALIGN: usize = 8;
+const ENTRY_ALIGN: u64 = align_of::<Fixed>() as u64;
+/// Nodes begin with a cache line. The low bits of their offsets are free.
+const NODE_ALIGN: u64 = 64;
+/// Bytes of a leaf.
+const LEAF_BYTES: u64 = (size_of::<Slots>() as u64).next_multiple_of(NODE_ALIGN);
+/// Bytes of a node with children, which follow its slots.
+const INNER_BYTES: u64 = ((size_of::<Slots>() + size_of::<Children>()) as u64).next_multiple_of(NODE_ALIGN);
 
 /// A value in an allocation of its own, wiped when its last reader lets go.
 pub(super) struct LargeValue(Zeroizing<Box<[u8]>>);
@@ -88,78 +98,63 @@ impl Backing for LargeValue {
     }
 }
 
-/// Chunks of nodes, and the lock of the one who may add to them.
+/// Chunks of entries and nodes, and the lock of the one who may add to them.
 pub(super) struct Arena {
     near: [AtomicPtr<u8>; CHUNKS_NEAR],
     /// Pointers of the chunks behind the near ones, for memtables above 32 MiB.
     far: OnceLock<Box<[AtomicPtr<u8>]>>,
     state: Mutex<State>,
-    /// Where the list's head lies: a node of full height that comes before all keys.
-    head: u32,
-    /// Height of the highest node.
-    height: AtomicUsize,
+    /// Offset of the root, and its level in the low bits.
+    root: AtomicU32,
     entries: AtomicUsize,
     bytes: AtomicUsize,
 }
 
 /// What only the writer knows.
 struct State {
-    /// Offset of the first byte that was not handed out.
-    next: u64,
-    /// No offset at or above this is handed out.
-    end: u64,
-    /// Per level the last node at or before the latest insert.
-    hint: [u32; HEIGHT_MAX],
-    /// State of the generator of heights.
-    random: u64,
-    /// Nodes whose value is an allocation of its own.
+    space: Space,
+    /// Entries whose value is an allocation of its own.
     large: Vec<u32>,
+    /// The last leaf.
+    last_leaf: u32,
+    /// The last entry of all, 0 if there is none.
+    greatest: u32,
 }
 
 impl Arena {
-    /// An arena with nothing but the head of the list. `seed` decides how high nodes are.
-    pub(super) fn new(seed: u64) -> Arena {
-        Arena::with_end(seed, OFFSETS_END)
+    /// An arena with nothing but an empty leaf.
+    pub(super) fn new() -> Arena {
+        Arena::with_end(OFFSETS_END)
     }
 
     /// An arena whose offsets are exhausted at `end`.
-    pub(super) fn with_end(seed: u64, end: u64) -> Arena {
+    pub(super) fn with_end(end: u64) -> Arena {
         let mut arena = Arena {
             near: [const { AtomicPtr::new(ptr::null_mut()) }; CHUNKS_NEAR],
             far: OnceLock::new(),
             state: Mutex::new(State {
-                next: CHUNK_BYTES_MIN,
-                end: end.clamp(2 * CHUNK_BYTES_MIN, OFFSETS_END),
-                hint: [0; HEIGHT_MAX],
-                random: seed | 1,
+                space: Space::new(end.clamp(2 * CHUNK_BYTES_MIN, OFFSETS_END)),
                 large: Vec::new(),
+                last_leaf: 0,
+                greatest: 0,
             }),
-            head: CHUNK_BYTES_MIN as u32,
-            height: AtomicUsize::new(1),
+            root: AtomicU32::new(0),
             entries: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
         };
-        arena.add_chunk(chunk_of(CHUNK_BYTES_MIN).0);
-        let fixed = Fixed { head: 0, trailer: 0, value_len: 0, key_len: 0, height: HEIGHT_MAX as u8, large: 0 };
-        let at = arena.resolve(arena.head).cast::<Fixed>();
-        // SAFETY: `at` is the start of the first chunk, which is 8-aligned, 2 KiB long, and nobody else's yet. The links
-        // behind the fixed part are zero as allocated, which is what an `AtomicU32` of 0 looks like.
-        unsafe { at.write(fixed) };
-        let state = arena.state.get_mut();
-        state.next += node_bytes(HEIGHT_MAX, 0, 0).next_multiple_of(ALIGN) as u64;
-        state.hint = [arena.head; HEIGHT_MAX];
+        arena.add_chunk(0);
+        let at = arena.state.get_mut().space.node(LEAF_BYTES).expect("the first chunk has room for a leaf");
+        arena.state.get_mut().last_leaf = at;
+        arena.node(at, 0).change().set_items(&[]);
+        *arena.root.get_mut() = at;
         arena
     }
 
-    /// The head of the list, which comes before all keys and has none itself.
-    pub(super) fn head(&self) -> Node<'_> {
-        self.node(self.head)
-    }
-
-    /// Height of the highest node: a search may begin at the level below. It may rise at any time.
-    pub(super) fn height(&self) -> usize {
-        // Relaxed: a search from a lower level than the highest finds the same.
-        self.height.load(Ordering::Relaxed)
+    /// The root. It may be replaced at any time by one that leads to it.
+    pub(super) fn root(&self) -> Node<'_> {
+        // Acquire: pairs with the Release in `Writer::set_root` (rule 3).
+        let root = self.root.load(Ordering::Acquire);
+        self.node(root & !LEVELS_MAX, root & LEVELS_MAX)
     }
 
     /// Entries so far.
@@ -174,15 +169,36 @@ impl Arena {
 
     /// Wait to be the one writer.
     pub(super) fn writer(&self) -> Writer<'_> {
+        #[cfg(test)]
+        super::tests::turns::steps_until(|| !self.state.is_locked());
         Writer { arena: self, state: self.state.lock() }
     }
 
-    /// The node at an offset that was read from a link, the head or the hint: the callers' side of rule 1.
-    fn node(&self, at: u32) -> Node<'_> {
-        Node { arena: self, at, start: self.resolve(at) }
+    /// The entry at an offset that was read from a node or from the state: the callers' side of rule 1.
+    #[inline]
+    fn entry(&self, at: u32) -> Entry<'_> {
+        Entry { arena: self, at, start: self.resolve(at) }
+    }
+
+    /// The node of this level at an offset that was read from a node, the root or the state: the callers' side of rule 1.
+    #[inline]
+    fn node(&self, at: u32, level: u32) -> Node<'_> {
+        let start = self.resolve(at);
+        // SAFETY: `Writer::new_node` gave this place, 64-aligned and long enough, to a node. It was zeroed, which all its
+        // atomics may be, is accessed as these atomics alone (rule 5), and lives as long as the arena (rule 4).
+        let slots = unsafe { start.cast::<Slots>().as_ref() };
+        if level == 0 {
+            return Node::new(self, at, level, slots, None);
+        }
+        // SAFETY: a node of a level above 0 was given room for its children behind its slots (rule 1).
+        let children = unsafe { start.add(size_of::<Slots>()) };
+        // SAFETY: as for the slots, whose size is a multiple of the children's alignment.
+        let children = unsafe { children.cast::<Children>().as_ref() };
+        Node::new(self, at, level, slots, Some(children))
     }
 
     /// Where an offset lies in memory. Its chunk must exist.
+    #[inline]
     fn resolve(&self, at: u32) -> NonNull<u8> {
         let (chunk, within) = chunk_of(u64::from(at));
         // Relaxed: the pointer was stored before any offset into its chunk was published (rule 3).
@@ -192,6 +208,7 @@ impl Arena {
         unsafe { start.add(within) }
     }
 
+    #[inline]
     fn slot(&self, chunk: usize) -> &AtomicPtr<u8> {
         match self.near.get(chunk) {
             Some(slot) => slot,
@@ -220,9 +237,9 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         for at in std::mem::take(&mut self.state.get_mut().large) {
-            let value = self.node(at).large_value();
+            let value = self.entry(at).large_value();
             // SAFETY: `Writer::write` put the pointer of `Arc::into_raw` there, this is the one place that takes it
-            // back, and no `Node` that could read it again outlives the arena (rule 4).
+            // back, and no `Entry` that could read it again outlives the arena (rule 4).
             drop(unsafe { Arc::from_raw(value) });
         }
         for chunk in 0..if self.far.get().is_some() { CHUNKS } else { CHUNKS_NEAR } {
@@ -243,44 +260,38 @@ impl Drop for Arena {
     }
 }
 
-/// A node of the list: one entry, or the head.
+/// One entry.
 #[derive(Clone, Copy)]
-pub(super) struct Node<'a> {
+pub(super) struct Entry<'a> {
     arena: &'a Arena,
     at: u32,
     start: NonNull<u8>,
 }
 
-impl<'a> Node<'a> {
+impl<'a> Entry<'a> {
     fn fixed(self) -> &'a Fixed {
-        // SAFETY: a node was written here in full before its offset could be known (rules 1 and 3), is 8-aligned, is
-        // never changed in this part, and lives as long as the arena (rule 4).
+        // SAFETY: an entry was written here in full before its offset could be known (rules 1 and 3), is 4-aligned, is
+        // never changed, and lives as long as the arena (rule 4).
         unsafe { self.start.cast::<Fixed>().as_ref() }
-    }
-
-    /// The first eight bytes of the key, as [`key_head`] makes them.
-    pub(super) fn key_head(self) -> u64 {
-        self.fixed().head
     }
 
     /// Sequence number and kind.
     pub(super) fn trailer(self) -> Trailer {
-        Trailer::from_raw(self.fixed().trailer).expect("the writer stored the raw form of a trailer")
+        Trailer::from_raw(self.trailer_raw()).expect("the writer stored the raw form of a trailer")
     }
 
     /// The trailer as a number, for comparisons.
     pub(super) fn trailer_raw(self) -> u64 {
-        self.fixed().trailer
+        let [low, high] = self.fixed().trailer;
+        u64::from(high) << 32 | u64::from(low)
     }
 
     /// The user key.
     pub(super) fn key(self) -> &'a [u8] {
-        let fixed = self.fixed();
-        let offset = FIXED_BYTES + LINK_BYTES * usize::from(fixed.height);
-        // SAFETY: the node is at least `node_bytes(height, key_len, 0)` long, all in one chunk.
-        let start = unsafe { self.start.add(offset) };
-        let key = NonNull::slice_from_raw_parts(start, usize::from(fixed.key_len));
-        // SAFETY: written before the node was published, never changed, alive as long as the arena.
+        // SAFETY: the entry is at least `entry_bytes(key_len, 0)` long, all in one chunk.
+        let start = unsafe { self.start.add(FIXED_BYTES) };
+        let key = NonNull::slice_from_raw_parts(start, usize::from(self.fixed().key_len));
+        // SAFETY: written before the entry was published, never changed, alive as long as the arena.
         unsafe { key.as_ref() }
     }
 
@@ -292,11 +303,10 @@ impl<'a> Node<'a> {
             let value: &'a LargeValue = unsafe { &*self.large_value() };
             return value.bytes();
         }
-        let offset = FIXED_BYTES + LINK_BYTES * usize::from(fixed.height) + usize::from(fixed.key_len);
-        // SAFETY: the node is `node_bytes(height, key_len, value_len)` long, all in one chunk.
-        let start = unsafe { self.start.add(offset) };
+        // SAFETY: the entry is `entry_bytes(key_len, value_len)` long, all in one chunk.
+        let start = unsafe { self.start.add(FIXED_BYTES + usize::from(fixed.key_len)) };
         let value = NonNull::slice_from_raw_parts(start, fixed.value_len as usize);
-        // SAFETY: written before the node was published, never changed, alive as long as the arena.
+        // SAFETY: written before the entry was published, never changed, alive as long as the arena.
         unsafe { value.as_ref() }
     }
 
@@ -312,240 +322,268 @@ impl<'a> Node<'a> {
         Some(unsafe { Arc::from_raw(value) })
     }
 
-    /// The pointer in place of a large value. Only for nodes with `large` set.
+    /// The pointer in place of a large value. Only for entries with `large` set.
     fn large_value(self) -> *const LargeValue {
         let fixed = self.fixed();
         assert!(fixed.large != 0, "only a large value is a pointer");
-        let offset = large_value_offset(usize::from(fixed.height), usize::from(fixed.key_len));
-        // SAFETY: the node was allocated with room for the pointer at this offset.
-        let place = unsafe { self.start.add(offset) };
-        // SAFETY: written there, 8-aligned, before the node was published.
-        unsafe { place.cast::<*const LargeValue>().read() }
+        // SAFETY: the entry was allocated with room for the pointer behind the key.
+        let place = unsafe { self.start.add(FIXED_BYTES + usize::from(fixed.key_len)) };
+        // SAFETY: written there before the entry was published.
+        unsafe { place.cast::<*const LargeValue>().read_unaligned() }
     }
 
-    /// The next node of at least `level + 1` links.
-    ///
-    /// # Panics
-    /// If this node has no link at `level`.
-    pub(super) fn next(self, level: usize) -> Option<Node<'a>> {
-        // Acquire: pairs with the Release in `Writer::insert` (rule 3).
-        match self.link(level).load(Ordering::Acquire) {
-            0 => None,
-            at => Some(self.arena.node(at)),
-        }
-    }
-
-    /// Whether both are the same node.
-    pub(super) fn is(self, other: Node<'_>) -> bool {
-        self.start == other.start
-    }
-
-    fn link(self, level: usize) -> &'a AtomicU32 {
-        assert!(level < usize::from(self.fixed().height), "no link at this level");
-        // SAFETY: the tower has `height` links behind the fixed part, which is a multiple of their alignment long.
-        let link = unsafe { self.start.add(FIXED_BYTES + LINK_BYTES * level) };
-        // SAFETY: zeroed when allocated and only ever accessed as `AtomicU32`; alive as long as the arena.
-        unsafe { link.cast::<AtomicU32>().as_ref() }
+    /// Ask for its first bytes to be in the cache soon.
+    pub(super) fn prefetch(self) {
+        prefetch(self.start);
+        prefetch(self.start.map_addr(|at| at.saturating_add(64)));
     }
 }
 
-/// A place in the list that keeps the arena alive, for cursors.
+/// Where a walk over the tree stands: an entry, and the leaf that it was found in.
+#[derive(Clone, Copy)]
+pub(super) struct Spot<'a> {
+    pub(super) entry: Entry<'a>,
+    pub(super) leaf: Node<'a>,
+    /// That of the leaf, so long as which the rest holds.
+    pub(super) version: Version,
+    pub(super) rank: usize,
+    /// How many entries the leaf has.
+    pub(super) count: usize,
+    /// The first entry of the next leaf.
+    pub(super) next_leaf_from: Option<Entry<'a>>,
+}
+
+/// A [`Spot`] that keeps the arena alive, for cursors.
 pub(super) struct Place {
     arena: Arc<Arena>,
-    /// 0 for none; otherwise read from a node of this arena.
-    at: u32,
+    /// 0 for none; otherwise, as `leaf`, that of a spot in this arena.
+    entry: u32,
+    leaf: u32,
+    version: Version,
+    rank: usize,
+    count: usize,
+    /// As in a spot; 0 for none.
+    next_leaf_from: u32,
 }
 
 impl Place {
-    /// No node.
+    /// No entry.
     pub(super) fn none(arena: Arc<Arena>) -> Place {
-        Place { arena, at: 0 }
+        Place { arena, entry: 0, leaf: 0, version: Version::default(), rank: 0, count: 0, next_leaf_from: 0 }
     }
 
-    /// The node, if it is on one.
-    pub(super) fn node(&self) -> Option<Node<'_>> {
-        match self.at {
+    /// The entry, if it is on one.
+    pub(super) fn entry(&self) -> Option<Entry<'_>> {
+        match self.entry {
             0 => None,
-            at => Some(self.arena.node(at)),
+            at => Some(self.arena.entry(at)),
         }
     }
 
-    /// Move to what `find` finds in the arena.
+    /// Move to what `find` finds in the arena, given where this is.
     ///
     /// # Panics
-    /// If `find` gives a node of another arena.
-    pub(super) fn set(&mut self, find: impl for<'a> FnOnce(&'a Arena) -> Option<Node<'a>>) {
-        self.at = self.offset_of(find(&self.arena));
-    }
-
-    /// Move to the next node.
-    ///
-    /// # Panics
-    /// If it is on none.
-    pub(super) fn advance(&mut self) {
-        let node = self.node().expect("on a node");
-        self.at = node.next(0).map_or(0, |next| next.at);
-    }
-
-    /// Move to what `find` finds in the arena, given the node it is on.
-    ///
-    /// # Panics
-    /// If it is on none, or `find` gives a node of another arena.
-    pub(super) fn retreat(&mut self, find: impl for<'a> FnOnce(&'a Arena, Node<'a>) -> Option<Node<'a>>) {
-        let node = self.node().expect("on a node");
-        self.at = self.offset_of(find(&self.arena, node));
-    }
-
-    fn offset_of(&self, node: Option<Node<'_>>) -> u32 {
-        node.map_or(0, |node| {
-            assert!(ptr::eq(node.arena, &*self.arena), "a node of another arena");
-            node.at
-        })
+    /// If `find` gives a spot in another arena.
+    pub(super) fn set(&mut self, find: impl for<'a> FnOnce(&'a Arena, Option<Spot<'a>>) -> Option<Spot<'a>>) {
+        let arena = &*self.arena;
+        let entry = |at| if at == 0 { None } else { Some(arena.entry(at)) };
+        let here = entry(self.entry).map(|entry_here| Spot {
+            entry: entry_here,
+            leaf: arena.node(self.leaf, 0),
+            version: self.version,
+            rank: self.rank,
+            count: self.count,
+            next_leaf_from: entry(self.next_leaf_from),
+        });
+        match find(arena, here) {
+            None => self.entry = 0,
+            Some(Spot { entry, leaf, version, rank, count, next_leaf_from }) => {
+                let offset = |entry: Entry<'_>| {
+                    assert!(ptr::eq(entry.arena, arena), "an entry of another arena");
+                    entry.at
+                };
+                (self.entry, self.next_leaf_from) = (offset(entry), next_leaf_from.map_or(0, offset));
+                (self.leaf, self.version) = (leaf.offset_in(arena), version);
+                (self.rank, self.count) = (rank, count);
+            }
+        }
     }
 }
 
-/// The right to add nodes.
+/// The right to add entries and nodes.
 pub(super) struct Writer<'a> {
     arena: &'a Arena,
     state: MutexGuard<'a, State>,
 }
 
 impl<'a> Writer<'a> {
-    /// Per level the last node at or before the latest insert: where rising keys go next.
-    pub(super) fn hint(&self) -> [Node<'a>; HEIGHT_MAX] {
-        self.state.hint.map(|at| self.arena.node(at))
+    /// The arena that this is the writer of.
+    pub(super) fn arena(&self) -> &'a Arena {
+        self.arena
     }
 
-    /// The last node at or before the latest insert.
-    pub(super) fn latest(&self) -> Node<'a> {
-        self.arena.node(self.state.hint[0])
+    /// The last entry of all, and the leaf that it is in.
+    pub(super) fn greatest(&self) -> Option<(Entry<'a>, Node<'a>)> {
+        match self.state.greatest {
+            0 => None,
+            at => Some((self.arena.entry(at), self.arena.node(self.state.last_leaf, 0))),
+        }
     }
 
-    /// Add an entry right behind `before`, which names per level the last node that comes before it.
+    /// Remember which leaf is the last, and which entry, if it is another now.
+    pub(super) fn set_last(&mut self, leaf: Node<'_>, greatest: Option<Entry<'_>>) {
+        assert!(leaf.is_leaf(), "entries are in leaves");
+        self.state.last_leaf = leaf.offset_in(self.arena);
+        if let Some(greatest) = greatest {
+            assert!(ptr::eq(greatest.arena, self.arena), "an entry of another arena");
+            self.state.greatest = greatest.at;
+        }
+    }
+
+    /// Begin the tree at `root` from now on.
+    pub(super) fn set_root(&self, root: Node<'_>) {
+        let word = root.offset_in(self.arena) | root.level();
+        // Release: publishes the node's contents and its chunk (rule 3).
+        self.arena.root.store(word, Ordering::Release);
+    }
+
+    /// Write an entry that nothing leads to yet.
     ///
     /// # Errors
     /// `LimitExceeded` when key or value are too long or offsets are exhausted; nothing was added then.
-    pub(super) fn insert(
-        &mut self,
-        before: &[Node<'a>; HEIGHT_MAX],
-        key: &[u8],
-        trailer: Trailer,
-        value: &[u8],
-    ) -> Result<()> {
+    #[inline]
+    pub(super) fn write(&mut self, key: &[u8], trailer: Trailer, value: &[u8]) -> Result<Entry<'a>> {
         limit("key bytes", key.len(), KEY_BYTES_MAX)?;
         limit("value bytes", value.len(), VALUE_BYTES_MAX)?;
-        let height = self.draw_height();
-        let node = self.write(height, key, trailer, value)?;
-        // Bottom up: whoever arrives by a link of level l goes on at l or below, and there the links are set.
-        for (level, before) in before.iter().enumerate().take(height) {
-            assert!(ptr::eq(before.arena, self.arena), "a node of another arena");
-            // Relaxed: read by others only through the link below.
-            node.link(level).store(before.link(level).load(Ordering::Relaxed), Ordering::Relaxed);
-            // Release: publishes the node's bytes, its chunk and its link of this level (rule 3).
-            before.link(level).store(node.at, Ordering::Release);
-        }
-        for (level, hint) in self.state.hint.iter_mut().enumerate() {
-            assert!(ptr::eq(before[level].arena, self.arena), "a node of another arena");
-            *hint = if level < height { node.at } else { before[level].at };
-        }
-        self.arena.height.fetch_max(height, Ordering::Relaxed);
-        self.arena.entries.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// One node in four is higher than 1, one in four of these higher than 2, and so on.
-    fn draw_height(&mut self) -> usize {
-        // xorshift64*: the high bits of the product are good, and taken in pairs.
-        let mut x = self.state.random;
-        x ^= x >> 12;
-        x ^= x << 25;
-        x ^= x >> 27;
-        self.state.random = x;
-        let bits = x.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40;
-        1 + ((bits as u32 | 1 << (2 * (HEIGHT_MAX - 1))).trailing_zeros() / 2) as usize
-    }
-
-    /// Write a node that is linked nowhere yet.
-    fn write(&mut self, height: usize, key: &[u8], trailer: Trailer, value: &[u8]) -> Result<Node<'a>> {
-        let large = value.len() > VALUE_IN_ARENA_BYTES_MAX;
-        let bytes = match large {
-            true => large_value_offset(height, key.len()) + size_of::<*const LargeValue>(),
-            false => node_bytes(height, key.len(), value.len()),
-        };
-        let at = self.allocate(bytes)?;
+        let at = self.state.space.entry(entry_bytes(key, value))?;
+        self.add_chunk_of(at);
         let start = self.arena.resolve(at);
+        let large = value.len() > VALUE_IN_ARENA_BYTES_MAX;
         let fixed = Fixed {
-            head: key_head(key),
-            trailer: trailer.raw(),
+            trailer: [trailer.raw() as u32, (trailer.raw() >> 32) as u32],
             value_len: value.len() as u32,
             key_len: key.len() as u16,
-            height: height as u8,
             large: u8::from(large),
+            unused: 0,
         };
-        // SAFETY: `allocate` just gave these bytes, 8-aligned and in one chunk, to this call alone (rule 2).
+        // SAFETY: `space` just gave these bytes, 4-aligned and in one chunk, to this call alone (rule 2).
         unsafe { start.cast::<Fixed>().write(fixed) };
-        let key_offset = FIXED_BYTES + LINK_BYTES * height;
         // SAFETY: within the bytes just allocated.
-        let key_start = unsafe { start.add(key_offset) };
-        // SAFETY: `bytes` has room for the key there, and fresh memory does not overlap the caller's.
+        let key_start = unsafe { start.add(FIXED_BYTES) };
+        // SAFETY: `entry_bytes` has room for the key there, and fresh memory does not overlap the caller's.
         unsafe { ptr::copy_nonoverlapping(key.as_ptr(), key_start.as_ptr(), key.len()) };
+        // SAFETY: within the bytes just allocated.
+        let place = unsafe { key_start.add(key.len()) };
         if large {
-            self.arena.bytes.fetch_add(value.len(), Ordering::Relaxed);
+            add(&self.arena.bytes, value.len());
             let value = Arc::into_raw(Arc::new(LargeValue(Zeroizing::new(value.into()))));
-            // SAFETY: within the bytes just allocated.
-            let place = unsafe { start.add(large_value_offset(height, key.len())) };
-            // SAFETY: `bytes` has room for the pointer there; both summands are multiples of 8.
-            unsafe { place.cast::<*const LargeValue>().write(value) };
+            // SAFETY: `entry_bytes` has room for the pointer there.
+            unsafe { place.cast::<*const LargeValue>().write_unaligned(value) };
             self.state.large.push(at);
         } else {
-            // SAFETY: within the bytes just allocated.
-            let place = unsafe { key_start.add(key.len()) };
-            // SAFETY: `bytes` has room for the value there, and fresh memory does not overlap the caller's.
+            // SAFETY: `entry_bytes` has room for the value there, and fresh memory does not overlap the caller's.
             unsafe { ptr::copy_nonoverlapping(value.as_ptr(), place.as_ptr(), value.len()) };
         }
-        Ok(self.arena.node(at))
+        add(&self.arena.entries, 1);
+        Ok(self.arena.entry(at))
     }
 
-    /// Room for a node, 8-aligned and within one chunk.
-    fn allocate(&mut self, bytes: usize) -> Result<u32> {
-        let bytes = bytes.next_multiple_of(ALIGN) as u64;
-        let mut at = self.state.next;
-        while at + bytes > chunk_end(at) {
-            at = chunk_end(at);
-        }
-        if at + bytes > self.state.end {
-            return Err(Error::LimitExceeded {
-                what: "bytes of a memtable",
-                limit: self.state.end,
-                actual: at + bytes,
-            });
-        }
-        let (chunk, _) = chunk_of(at);
+    /// An empty node that nothing leads to yet.
+    ///
+    /// # Errors
+    /// `LimitExceeded` when offsets are exhausted, or so many levels are too many.
+    pub(super) fn new_node(&mut self, level: u32) -> Result<Node<'a>> {
+        limit("levels of a memtable", level as usize, LEVELS_MAX as usize)?;
+        let at = self.state.space.node(if level == 0 { LEAF_BYTES } else { INNER_BYTES })?;
+        self.add_chunk_of(at);
+        let node = self.arena.node(at, level);
+        node.change().set_items(&[]);
+        Ok(node)
+    }
+
+    fn add_chunk_of(&self, at: u32) {
+        let (chunk, _) = chunk_of(u64::from(at));
         if self.arena.slot(chunk).load(Ordering::Relaxed).is_null() {
             self.arena.add_chunk(chunk);
         }
-        self.state.next = at + bytes;
-        // `at + bytes` is at most 2^32, and a node is not empty.
+    }
+}
+
+/// What is left of the chunk in use, and which chunks there may be behind it.
+#[derive(Clone, Copy)]
+struct Space {
+    /// Where the next entry may begin.
+    low: u64,
+    /// Where the next node must end.
+    high: u64,
+    /// Where the next chunk begins.
+    next: u64,
+    /// No offset at or above this is handed out.
+    end: u64,
+}
+
+impl Space {
+    fn new(end: u64) -> Space {
+        let next = chunk_end(CHUNK_BYTES_MIN);
+        Space { low: CHUNK_BYTES_MIN, high: next, next, end }
+    }
+
+    /// Room for an entry, 4-aligned and within one chunk.
+    fn entry(&mut self, bytes: u64) -> Result<u32> {
+        let bytes = bytes.next_multiple_of(ENTRY_ALIGN);
+        self.find(bytes)?;
+        let at = self.low;
+        self.low += bytes;
+        // Below `end`, which is at most 2^32.
         Ok(at as u32)
     }
-}
 
-/// The first eight bytes of a key as a number that compares as they do; a shorter key is padded with zeros.
-pub(super) fn key_head(key: &[u8]) -> u64 {
-    match key.first_chunk::<8>() {
-        Some(bytes) => u64::from_be_bytes(*bytes),
-        None => key.iter().enumerate().fold(0, |head, (i, byte)| head | u64::from(*byte) << (56 - 8 * i)),
+    /// Room for a node of a multiple of 64 bytes, 64-aligned and within one chunk.
+    fn node(&mut self, bytes: u64) -> Result<u32> {
+        self.find(bytes)?;
+        // Chunks end at multiples of 64.
+        self.high -= bytes;
+        Ok(self.high as u32)
+    }
+
+    /// Go on to the first chunk with so many bytes.
+    fn find(&mut self, bytes: u64) -> Result<()> {
+        let mut found = *self;
+        while found.low + bytes > found.high {
+            let (low, limit) = (found.next, self.end);
+            if low + bytes > limit {
+                return Err(Error::LimitExceeded { what: "bytes of a memtable", limit, actual: low + bytes });
+            }
+            let next = chunk_end(low);
+            found = Space { low, high: next.min(limit & !(NODE_ALIGN - 1)), next, end: limit };
+        }
+        *self = found;
+        Ok(())
     }
 }
 
-/// Bytes of a node whose value lies in it.
-fn node_bytes(height: usize, key_len: usize, value_len: usize) -> usize {
-    FIXED_BYTES + LINK_BYTES * height + key_len + value_len
+/// Add to a count that only the writer changes.
+fn add(count: &AtomicUsize, more: usize) {
+    count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
 }
 
-/// Where in a node the pointer of a large value lies.
-fn large_value_offset(height: usize, key_len: usize) -> usize {
-    node_bytes(height, key_len, 0).next_multiple_of(ALIGN)
+/// Ask for a cache line. Any address will do.
+#[inline]
+fn prefetch(at: NonNull<u8>) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a prefetch is a hint: it reads nothing that the program could see, and may be given any address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.as_ptr().cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
+}
+
+/// Bytes of an entry.
+fn entry_bytes(key: &[u8], value: &[u8]) -> u64 {
+    let value = if value.len() > VALUE_IN_ARENA_BYTES_MAX { size_of::<*const LargeValue>() } else { value.len() };
+    (FIXED_BYTES + key.len() + value) as u64
 }
 
 /// Which chunk an offset lies in, and where in it.
@@ -565,7 +603,7 @@ fn chunk_end(at: u64) -> u64 {
 
 fn chunk_layout(chunk: usize) -> Layout {
     let bytes = (CHUNK_BYTES_MIN << chunk.min(CHUNKS_GROWING)) as usize;
-    Layout::from_size_align(bytes, ALIGN).expect("2 KiB to 1 MiB, aligned to 8")
+    Layout::from_size_align(bytes, NODE_ALIGN as usize).expect("2 KiB to 1 MiB, aligned to 64")
 }
 
 fn limit(what: &'static str, actual: usize, limit: usize) -> Result<()> {

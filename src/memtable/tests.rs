@@ -1,9 +1,13 @@
+pub(super) mod turns;
+
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
+use super::arena::Entry;
+use super::arena::node::{Node, SLOTS};
 use super::*;
 use crate::Error;
 use crate::types::{KEY_BYTES_MAX, Kind};
@@ -29,12 +33,69 @@ fn entry(cursor: &MemtableCursor) -> Option<(Place, Vec<u8>)> {
     })
 }
 
-/// Short keys of few letters, zero among them, so that heads are equal and keys prefixes of each other.
+/// Keys of few letters, zero among them, so that heads are equal and keys prefixes of each other; some behind prefixes of all
+/// lengths that many share.
 fn keys() -> impl Strategy<Value = Vec<u8>> {
+    let letters = || proptest::collection::vec(prop_oneof![Just(0u8), Just(b'a'), Just(255u8)], 1..12);
+    let long = if cfg!(miri) { 300 } else { KEY_BYTES_MAX - 12 };
     prop_oneof![
-        proptest::collection::vec(prop_oneof![Just(0u8), Just(b'a'), Just(255u8)], 1..12),
-        (0u32..50).prop_map(|n| format!("user{n:08}").into_bytes()),
+        4 => letters(),
+        4 => (0u32..50).prop_map(|n| format!("user{n:08}").into_bytes()),
+        4 => (0u32..3, 0u32..1000).prop_map(|(family, n)| format!("/families/number/{family}/members/{n:012}").into_bytes()),
+        2 => (0usize..40, letters()).prop_map(|(shared, rest)| [vec![b'p'; shared], rest].concat()),
+        1 => (prop_oneof![Just(0), Just(long)], letters()).prop_map(|(shared, rest)| [vec![b'q'; shared], rest].concat()),
     ]
+}
+
+/// Check what the tree's own text says of it, and give its entries.
+fn check(table: &Memtable) -> Vec<Place> {
+    let mut found = Vec::new();
+    check_below(table.arena.root(), [None, None], &mut found);
+    assert!(found.is_sorted_by(|a, b| a < b), "in order");
+    assert_eq!(found.len(), table.entries());
+    found
+}
+
+fn place(entry: Entry<'_>) -> Place {
+    (entry.key().to_vec(), !entry.trailer_raw())
+}
+
+fn check_below(node: Node<'_>, fences: [Option<Entry<'_>>; 2], found: &mut Vec<Place>) {
+    let (from, entries) = (found.len(), entries_of(node));
+    if node.is_leaf() {
+        found.extend(entries.iter().map(|entry| place(*entry)));
+    } else {
+        for rank in 0..=entries.len() {
+            let (before, begins) = (rank.checked_sub(1).map(|before| entries[before]), found.len());
+            let fences = [before.or(fences[0]), entries.get(rank).copied().or(fences[1])];
+            check_below(node.child(rank).unwrap(), fences, found);
+            assert!(
+                before.is_none_or(|border| place(border) == found[begins]),
+                "a border is the first entry behind it"
+            );
+        }
+    }
+    let shared = match fences {
+        [Some(left), Some(right)] => {
+            assert!(place(left) <= found[from] && *found.last().unwrap() < place(right), "between its borders");
+            assert!(left.key().starts_with(&right.key()[..node.prefix()]), "whatever comes between shares the prefix");
+            &left.key()[..node.prefix()]
+        }
+        _ => entries.first().map_or(&[][..], |entry| &entry.key()[..node.prefix()]),
+    };
+    for (slot, entry) in entries.iter().enumerate() {
+        assert!(entry.key().starts_with(shared), "all keys in a node share its prefix");
+        assert_eq!(node.head(slot), tree::head_of(entry.key(), node.prefix()));
+    }
+    assert_eq!(node.heads_below(1 << 56), entries.len(), "empty slots are above all others");
+}
+
+fn entries_of(node: Node<'_>) -> Vec<Entry<'_>> {
+    (0..node.count()).map(|slot| node.entry(slot).unwrap()).collect()
+}
+
+fn leaves_below(node: Node<'_>) -> usize {
+    if node.is_leaf() { 1 } else { (0..=node.count()).map(|rank| leaves_below(node.child(rank).unwrap())).sum() }
 }
 
 fn cases() -> ProptestConfig {
@@ -42,7 +103,7 @@ fn cases() -> ProptestConfig {
 }
 
 fn length_max() -> usize {
-    if cfg!(miri) { 12 } else { 200 }
+    if cfg!(miri) { 12 } else { 1000 }
 }
 
 proptest! {
@@ -51,17 +112,19 @@ proptest! {
     #[test]
     fn a_memtable_holds_what_a_map_holds(
         writes in proptest::collection::vec((keys(), proptest::option::of(0usize..6000)), 1..length_max()),
-        probes in proptest::collection::vec((keys(), 0u64..200), 1..length_max()),
+        probes in proptest::collection::vec((keys(), 0u64..1500), 1..length_max()),
+        disorder in 0u64..1024,
     ) {
         // A difference is a lost write or a write that nobody made.
         let (table, mut model) = (Arc::new(Memtable::new()), Model::new());
         for (i, (key, len)) in writes.iter().enumerate() {
             let kind = if len.is_some() { Kind::Put } else { Kind::Delete };
-            let (trailer, value) = (Trailer::new(seq(i as u64 + 1), kind), vec![i as u8; len.unwrap_or(0)]);
+            // Threads that commit at once insert in any order.
+            let (trailer, value) = (Trailer::new(seq((i as u64 ^ disorder) + 1), kind), vec![i as u8; len.unwrap_or(0)]);
             table.insert(key, trailer, &value).unwrap();
             model.insert((key.clone(), !trailer.raw()), value);
         }
-        prop_assert_eq!(table.entries(), model.len());
+        prop_assert_eq!(check(&table), model.keys().cloned().collect::<Vec<_>>());
 
         let mut cursor = table.cursor();
         cursor.seek_to_first().unwrap();
@@ -96,9 +159,8 @@ proptest! {
 fn rising_and_falling_and_random_keys_end_up_in_order() {
     // The shortcut for rising keys must not link an entry into the wrong gap.
     let count = if cfg!(miri) { 40u64 } else { 5000 };
-    let scattered = |i: u64| i.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     for order in [|i: u64, _: u64| i, |i, count| count - i, |i, _| i ^ 1, |i, count| (i % 2) * count + i] {
-        let table = Arc::new(Memtable::with_seed(scattered(count)));
+        let table = Arc::new(Memtable::new());
         let mut model = BTreeMap::new();
         for i in 0..count {
             let key = order(i, count).to_be_bytes();
@@ -112,6 +174,7 @@ fn rising_and_falling_and_random_keys_end_up_in_order() {
             cursor.next().unwrap();
         }
         assert!(!cursor.valid());
+        check(&table);
     }
 }
 
@@ -261,6 +324,240 @@ fn chunks_beyond_the_near_ones_hold_entries_too() {
     }
 }
 
+/// A key with a place left before and behind it, long enough that no head can decide alone without a prefix.
+fn spaced(number: u64) -> Vec<u8> {
+    format!("shared by all of them {number:08}").into_bytes()
+}
+
+fn filled(numbers: impl Iterator<Item = u64>) -> Arc<Memtable> {
+    let table = Arc::new(Memtable::new());
+    numbers.for_each(|number| table.insert(&spaced(number), put(number + 1), &[number as u8; 20]).unwrap());
+    table
+}
+
+/// All keys by a cursor that goes on from where it is.
+fn rest(cursor: &mut MemtableCursor, step: fn(&mut MemtableCursor) -> Result<()>) -> Vec<Vec<u8>> {
+    let mut met = Vec::new();
+    while cursor.valid() {
+        met.push(cursor.key().to_vec());
+        step(cursor).unwrap();
+    }
+    met
+}
+
+#[test]
+fn a_split_at_any_place_of_a_leaf_or_a_parent_loses_nothing() {
+    // A border on the wrong side of one entry hides that entry from everybody.
+    let leaves = if cfg!(miri) { vec![1] } else { vec![1, 2, 3, SLOTS as u64, SLOTS as u64 + 1, 3 * SLOTS as u64] };
+    for leaves in leaves {
+        let count = leaves * SLOTS as u64;
+        // Inserted at every place, entries enough to split whatever leaf they come to.
+        for at in (0..=count).step_by(if cfg!(miri) { 7 } else { 1 + count as usize / 60 }) {
+            for keys in [|at: u64, i: u64| 100 * at + 99 - i, |at, i| 100 * at + i] {
+                let table = filled((0..count).map(|i| 100 * i + 50));
+                let mut model: Vec<Vec<u8>> = (0..count).map(|i| spaced(100 * i + 50)).collect();
+                for i in 0..SLOTS as u64 + 1 {
+                    table.insert(&spaced(keys(at, i)), put(1_000_000 + i), b"").unwrap();
+                    model.push(spaced(keys(at, i)));
+                }
+                model.sort();
+                assert_eq!(check(&table).into_iter().map(|(key, _)| key).collect::<Vec<_>>(), model);
+                for key in &model {
+                    assert!(table.get(key, Seq::MAX).is_some());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cursor_goes_on_in_order_from_any_entry_whatever_was_split_meanwhile() {
+    // An iterator that skips a key, meets it twice or goes back shows its user a state that never was.
+    let count = if cfg!(miri) { 20u64 } else { 100 };
+    type Step = fn(&mut MemtableCursor) -> Result<()>;
+    for (step, forwards) in [(Cursor::next as Step, true), (Cursor::prev as Step, false)] {
+        // New entries before, behind and between the old ones: few splits, and many.
+        for new in [vec![0, 99], (0..40).collect::<Vec<u64>>(), (51..99).rev().collect(), (0..100).collect()] {
+            let new = if cfg!(miri) { vec![new[0], new[1]] } else { new };
+            let table = filled((0..count).map(|i| 100 * i + 50));
+            let mut cursors: Vec<MemtableCursor> = (0..count)
+                .map(|i| {
+                    let mut cursor = table.cursor();
+                    cursor.seek(&spaced(100 * i + 50), Trailer::seek(Seq::MAX)).unwrap();
+                    cursor
+                })
+                .collect();
+            for i in 0..count {
+                for new in new.iter().filter(|new| **new != 50) {
+                    table.insert(&spaced(100 * i + new), put(1_000_000 + i), b"").unwrap();
+                }
+            }
+            check(&table);
+            for (i, cursor) in cursors.iter_mut().enumerate().step_by(if cfg!(miri) { 6 } else { 1 }) {
+                let met = rest(cursor, step);
+                let is_old = |key: &&Vec<u8>| key.ends_with(b"50");
+                let old = met.iter().filter(is_old).cloned();
+                if forwards {
+                    assert!(met.is_sorted_by(|a, b| a < b), "never twice, never backwards");
+                    assert!(old.eq((i as u64..count).map(|i| spaced(100 * i + 50))), "all that was there");
+                } else {
+                    assert!(met.is_sorted_by(|a, b| a > b), "never twice, never forwards");
+                    assert!(old.eq((0..=i as u64).rev().map(|i| spaced(100 * i + 50))), "all that was there");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_that_share_ever_less_neither_get_lost_nor_make_the_tree_deep() {
+    // Each of them fits no prefix that was there before: whoever chooses keys must not be able to make every search long.
+    let count = if cfg!(miri) { 40 } else { 600usize };
+    // Rising, falling, to both sides, and with long runs that share much between.
+    let shapes: [fn(usize, usize) -> Vec<u8>; 4] = [
+        |i, count| [vec![b'm'; count - i], vec![b'z']].concat(),
+        |i, count| [vec![b'm'; count - i], vec![b'a']].concat(),
+        |i, count| [vec![b'm'; count - i], vec![if i % 2 == 0 { b'z' } else { b'a' }]].concat(),
+        |i, count| [vec![b'm'; (count - i) / 20 * 20], format!("z{i:08}").into_bytes()].concat(),
+    ];
+    for shape in shapes {
+        let table = Memtable::new();
+        for i in 0..count {
+            table.insert(&shape(i, count), put(i as u64 + 1), b"").unwrap();
+        }
+        check(&table);
+        for i in 0..count {
+            assert!(table.get(&shape(i, count), Seq::MAX).is_some());
+        }
+        assert!(table.arena.root().level() <= 6, "{} levels", table.arena.root().level());
+    }
+}
+
+#[test]
+fn rising_and_falling_keys_fill_their_leaves() {
+    // Half-empty leaves would flush a third sooner.
+    let count = if cfg!(miri) { 100u64 } else { 20_000 };
+    let leaves = |table: &Memtable| leaves_below(table.arena.root());
+    for order in [|i: u64, _: u64| i, |i, count| count - i] {
+        let table = filled((0..count).map(|i| order(i, count)));
+        assert!(leaves(&table) as u64 <= count.div_ceil(SLOTS as u64) + count / 500 + 1, "{}", leaves(&table));
+    }
+    // Rising keys of many tenants, in turns.
+    let table = filled((0..count).map(|i| i % 50 * 1_000_000 + i));
+    assert!((leaves(&table) as u64) < 60 + 2 * count / SLOTS as u64, "{}", leaves(&table));
+}
+
+#[test]
+fn versions_of_one_key_come_newest_first_and_are_found_at_every_number() {
+    // A counter that is written all the time: a reader must see the version of its own time.
+    let count = if cfg!(miri) { 40u64 } else { 3000 };
+    let table = Arc::new(Memtable::new());
+    for i in 1..=count {
+        for key in [&b"before"[..], b"counter", b"counter behind"] {
+            table.insert(key, put(i), &i.to_be_bytes()).unwrap();
+        }
+    }
+    check(&table);
+    for at in 1..=count {
+        assert_eq!(table.get(b"counter", seq(at)).unwrap().0, put(at));
+    }
+    assert!(table.get(b"counter", Seq::ZERO).is_none());
+    let mut cursor = table.cursor();
+    cursor.seek(b"counter", Trailer::seek(Seq::MAX)).unwrap();
+    for at in (1..=count).rev() {
+        assert_eq!((cursor.key(), cursor.trailer()), (&b"counter"[..], put(at)));
+        cursor.next().unwrap();
+    }
+    assert_eq!(cursor.key(), b"counter behind");
+}
+
+#[test]
+fn a_walk_in_either_direction_meets_all_that_is_visible_once_while_a_writer_splits() {
+    // A flush or a scan that passes over a key beside a writer loses it, or shows half of a commit.
+    let count = if cfg!(miri) { 60u64 } else { 30_000 };
+    // Scattered keys and clusters of rising ones, with a prefix that some share.
+    let keys: [fn(u64) -> Vec<u8>; 2] = [
+        |i| format!("{:020}", i.wrapping_mul(0x9E37_79B9_7F4A_7C15)).into_bytes(),
+        |i| format!("/{}/{}/{i:08}", ["a", "b", "the same for many"][i as usize % 3], i % 7).into_bytes(),
+    ];
+    for key in keys {
+        let table = Arc::new(Memtable::new());
+        let visible = Arc::new(crate::sync::VisibleSeq::default());
+        let done = Arc::new(AtomicBool::new(false));
+        let walkers: Vec<_> = [(true, 1), (false, 1), (true, 2), (false, 3)][..if cfg!(miri) { 2 } else { 4 }]
+            .iter()
+            .map(|&(forwards, part)| {
+                let (table, visible, done) = (table.clone(), visible.clone(), done.clone());
+                std::thread::spawn(move || {
+                    loop {
+                        let last_round = done.load(Ordering::Acquire);
+                        let top = visible.load().get();
+                        let mut cursor = table.cursor();
+                        let from = top / part;
+                        let expected: Vec<Vec<u8>> = match (forwards, part) {
+                            (true, 1) => cursor.seek_to_first().map(|()| (1..=top).map(key).collect()).unwrap(),
+                            (false, 1) => cursor.seek_to_last().map(|()| (1..=top).map(key).collect()).unwrap(),
+                            (true, _) => {
+                                cursor.seek(&key(from), Trailer::seek(Seq::MAX)).unwrap();
+                                (1..=top).map(key).filter(|other| *other >= key(from)).collect()
+                            }
+                            (false, _) => {
+                                cursor.seek_before(&key(from), Trailer::seek(Seq::MAX)).unwrap();
+                                (1..=top).map(key).filter(|other| *other < key(from)).collect()
+                            }
+                        };
+                        let mut expected = expected;
+                        expected.sort();
+                        if !forwards {
+                            expected.reverse();
+                        }
+                        let (mut met, mut before) = (Vec::with_capacity(expected.len()), None);
+                        while cursor.valid() {
+                            let here = cursor.key().to_vec();
+                            assert!(before.is_none_or(|before| (before < here) == forwards && before != here), "order");
+                            if cursor.trailer().seq().get() <= top {
+                                met.push(here.clone());
+                            }
+                            before = Some(here);
+                            if forwards { cursor.next() } else { cursor.prev() }.unwrap();
+                        }
+                        assert!(met == expected, "{} of {} met", met.len(), expected.len());
+                        if last_round {
+                            break;
+                        }
+                    }
+                })
+            })
+            .collect();
+        for i in 1..=count {
+            table.insert(&key(i), put(i), b"v").unwrap();
+            visible.raise(seq(i));
+        }
+        done.store(true, Ordering::Release);
+        walkers.into_iter().for_each(|walker| walker.join().unwrap());
+        check(&table);
+    }
+}
+
+#[test]
+fn a_memtable_that_is_full_at_any_moment_of_a_split_holds_what_it_held() {
+    // Exhaustion half-way through a split must not lose the half that was on its way.
+    for end in (4 << 10..24 << 10).step_by(if cfg!(miri) { 9984 } else { 64 }) {
+        let table = Memtable::with_end(end);
+        let mut model = Vec::new();
+        for i in 0u64.. {
+            let key = spaced(i.wrapping_mul(0x9E37_79B9_7F4A_7C15) % 100_000_000);
+            match table.insert(&key, put(i + 1), b"") {
+                Ok(()) => model.push((key, !put(i + 1).raw())),
+                Err(Error::LimitExceeded { .. }) => break,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        model.sort();
+        assert_eq!(check(&table), model);
+    }
+}
+
 /// Numbers that look random (splitmix64).
 fn splitmix(mut state: u64) -> impl FnMut() -> u64 {
     move || {
@@ -279,7 +576,7 @@ fn readers_find_the_newest_visible_version_of_a_key_while_others_are_added() {
     let (rounds, versions) = if cfg!(miri) { (1, 40) } else { (200, 3000) };
     let key = |n: u64| format!("writer {} key {:04}", n / 300, n % 300).into_bytes();
     for round in 0..rounds {
-        let table = Arc::new(Memtable::new());
+        let table = Memtable::new();
         let visible = AtomicU64::new(0);
         let latest: Vec<AtomicU64> = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
         std::thread::scope(|scope| {
