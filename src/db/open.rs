@@ -10,7 +10,7 @@
 //! Nothing is repaired, truncated or removed because a key failed; files that nobody names go only after everything that
 //! the manifest names was found, and key files never do.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
@@ -81,6 +81,8 @@ struct Parts {
     last_tag: crate::crypto::Tag,
     sections: HashMap<Slot, Vec<SectionRef>>,
     next_file: FileNumber,
+    /// All files that were there before this opening made any.
+    names: BTreeSet<String>,
     report: RecoveryReport,
 }
 
@@ -183,6 +185,7 @@ impl Opening {
             last_tag: Default::default(),
             sections: HashMap::new(),
             next_file: FileNumber(2),
+            names: BTreeSet::new(),
             report: RecoveryReport { clean: true, ..RecoveryReport::default() },
         };
         let store = self.start(parts)?;
@@ -311,6 +314,7 @@ impl Opening {
             last_tag: log.last_tag,
             sections: log.sections,
             next_file,
+            names,
             report,
         };
         self.start(parts)
@@ -432,6 +436,7 @@ impl Opening {
             last_tag,
             sections,
             next_file,
+            names,
             report,
         } = parts;
         let env = self.builder.env.clone();
@@ -540,7 +545,7 @@ impl Opening {
         });
         // From here on dropping the handle closes the engine.
         let handle = Arc::new(Handle::new(engine.clone()));
-        let report = engine.tidy_up(&state, report)?;
+        let report = engine.tidy_up(&state, names, report)?;
         let _ = engine.recovery.set(report);
         engine.spawn_tasks()?;
         engine.advance_anchor();
@@ -554,9 +559,9 @@ impl Engine {
         self.recovery.get_or_init(RecoveryReport::default)
     }
 
-    /// Remove what nobody names, set key files aside, and carry on with drops that were cut short. Everything that the manifest
-    /// names has been found.
-    fn tidy_up(&self, state: &State, mut report: RecoveryReport) -> Result<RecoveryReport> {
+    /// Remove what nobody names of the files there were, set key files aside, and carry on with drops that were cut short.
+    /// Everything that the manifest names has been found.
+    fn tidy_up(&self, state: &State, names: BTreeSet<String>, mut report: RecoveryReport) -> Result<RecoveryReport> {
         for meta in state.tables.values().filter(|meta| meta.record.dropping) {
             erase_key_file(&self.dir, meta.record.id)?;
             self.events.event(&Event::TableShredded { table: meta.record.id });
@@ -566,22 +571,19 @@ impl Engine {
             self.suspect_all_grants();
         }
         let manifest = self.manifest.number();
-        let live: BTreeMap<TableId, Slot> = state
-            .tables
-            .values()
-            .filter(|meta| !meta.record.dropping)
-            .map(|meta| (meta.record.id, meta.record.slot))
-            .collect();
+        let tables: HashMap<TableId, (Slot, bool)> =
+            state.tables.values().map(|meta| (meta.record.id, (meta.record.slot, meta.record.dropping))).collect();
         let files = state.tables.values().flat_map(|meta| meta.files.values());
-        let tables: BTreeSet<FileName> = files.map(|(_, file)| file.file_name()).collect();
-        for path in list_files(&self.dir)? {
+        let files: HashSet<FileName> = files.map(|(_, file)| file.file_name()).collect();
+        for path in names {
             let keep = match FileName::parse(&path) {
                 Some(FileName::Lock | FileName::Current | FileName::SystemKey) => true,
                 Some(FileName::Manifest(number)) => number == manifest,
                 Some(FileName::Log(number)) => state.segments.contains_key(&number),
-                Some(name @ (FileName::Table(_) | FileName::Container(_))) => tables.contains(&name),
+                Some(name @ (FileName::Table(_) | FileName::Container(_))) => files.contains(&name),
                 Some(FileName::Parked(number, _)) => state.parked.contains_key(&number),
-                Some(FileName::KeyFile(table)) if live.contains_key(&table) => true,
+                // That of a table that is being dropped was erased above.
+                Some(FileName::KeyFile(table)) if tables.contains_key(&table) => true,
                 Some(FileName::KeyFile(_)) => {
                     self.dir.rename(&path, &format!("{path}{SET_ASIDE_SUFFIX}"))?;
                     self.events.event(&Event::OrphanSetAside { file: path.clone() });
@@ -591,9 +593,9 @@ impl Engine {
                 None => match FileName::parse_temporary(&path) {
                     // A replacement of a key file was cut short.
                     Some(FileName::KeyFile(table)) => {
-                        match live.get(&table) {
-                            Some(slot) => self.settle_staged(*slot, table)?,
-                            None => erase_key_file(&self.dir, table)?,
+                        match tables.get(&table) {
+                            Some(&(slot, false)) => self.settle_staged(slot, table)?,
+                            _ => erase_key_file(&self.dir, table)?,
                         }
                         continue;
                     }
@@ -606,7 +608,8 @@ impl Engine {
                 },
             };
             if !keep {
-                self.dir.remove(&path)?;
+                // Writing CURRENT anew replaced what a crash had left of that.
+                self.dir.remove_if_there(&path)?;
                 report.removed_files.push(path);
             }
         }

@@ -29,12 +29,14 @@
 //!
 //! # Where a full node is split
 //! In the middle; but behind all that is there if the new entry comes last, and, at the left edge, before. So rising keys fill
-//! every leaf and copy nothing (and find their leaf without a search, from the last entry), falling ones fill every leaf and
-//! copy it once, and clusters of rising keys fill their leaves wherever they lie.
+//! every leaf and move nothing (and find their leaf without a search, from the last entry), falling ones fill every leaf and
+//! move it once, and clusters of rising keys fill their leaves wherever they lie.
 
 use std::cmp::Ordering;
 
-use super::arena::node::{Change, HEAD_BYTES, Item, Node, Version};
+use smallvec::SmallVec;
+
+use super::arena::node::{Change, HEAD_BYTES, Item, Node, SLOTS, Version};
 use super::arena::{Arena, Entry, Spot, Writer};
 use crate::error::Result;
 use crate::types::Trailer;
@@ -359,6 +361,11 @@ struct Step<'a> {
     fences: Fences<'a>,
 }
 
+/// One per level; more levels than this are allocated.
+type Levels<T> = SmallVec<[T; 8]>;
+/// What is in a node, or is to be divided between two.
+type Items<'a> = SmallVec<[Item<'a>; SLOTS + 1]>;
+
 impl<'a> Writer<'a> {
     /// Add an entry. A second one with the same key and trailer changes nothing.
     ///
@@ -397,7 +404,7 @@ impl<'a> Writer<'a> {
     }
 
     /// What a split takes of new nodes: one for the upper part of each full node, and one for a root above them if there is none with room.
-    fn new_nodes(&mut self, path: &[Step<'a>]) -> Result<Vec<Node<'a>>> {
+    fn new_nodes(&mut self, path: &[Step<'a>]) -> Result<Levels<Node<'a>>> {
         let full = path.iter().rev().take_while(|step| step.node.is_full()).count();
         let roots = usize::from(full == path.len());
         (0..full + roots).map(|level| self.new_node(level as u32)).collect()
@@ -408,7 +415,7 @@ impl<'a> Writer<'a> {
         let mut item = Item { entry, head: 0, child: None };
         // All that changes is marked before the first change, and until behind the last.
         let changed = &path[path.len().saturating_sub(upper.len() + 1)..];
-        let changes: Vec<Change<'a>> = changed.iter().map(|step| step.node.change()).collect();
+        let changes: Levels<Change<'a>> = changed.iter().map(|step| step.node.change()).collect();
         let mut upper = upper.iter().copied();
         for (step, change) in changed.iter().zip(&changes).rev() {
             match upper.next() {
@@ -426,9 +433,9 @@ impl<'a> Writer<'a> {
 }
 
 /// The nodes on the way to a place, from the root on.
-fn path_to<'a>(arena: &'a Arena, sought: &Sought<'_>) -> Vec<Step<'a>> {
+fn path_to<'a>(arena: &'a Arena, sought: &Sought<'_>) -> Levels<Step<'a>> {
     let (mut node, mut fences) = (arena.root(), Fences::default());
-    let mut path = Vec::new();
+    let mut path = Levels::new();
     let unchanged = "only the writer changes anything";
     loop {
         let rank = sought.rank_in(node, fences).expect(unchanged);
@@ -449,7 +456,7 @@ fn put<'a>(change: &Change<'a>, rank: usize, item: Item<'a>, fences: Fences<'a>)
     if more > 1 && !fences.are_two() {
         let is_misfit = prefix > 0 && node.entry(0).is_some_and(|first| shared(first, item.entry) < prefix);
         if is_misfit || more.is_power_of_two() {
-            let mut items: Vec<Item<'a>> = node.items().collect();
+            let mut items: Items<'a> = node.items().collect();
             items.insert(rank, with_head(item, prefix));
             return set_items(change, prefix, fences, &mut items);
         }
@@ -461,23 +468,23 @@ fn put<'a>(change: &Change<'a>, rank: usize, item: Item<'a>, fences: Fences<'a>)
 fn divide<'a>(step: &Step<'a>, change: &Change<'a>, upper: Node<'a>, item: Item<'a>) -> Item<'a> {
     let (node, fences) = (step.node, step.fences);
     let prefix = node.prefix();
-    let mut lower_items: Vec<Item<'a>> = node.items().collect();
-    lower_items.insert(step.rank, with_head(item, prefix));
+    let mut items: Items<'a> = node.items().collect();
+    items.insert(step.rank, with_head(item, prefix));
     let at = match step.rank {
         rank if rank == node.count() => rank,
         0 if fences.left.is_none() => usize::from(node.is_leaf()),
-        _ => lower_items.len() / 2,
+        _ => items.len() / 2,
     };
-    let mut upper_items = lower_items.split_off(at);
+    let (lower_items, mut upper_items) = items.split_at_mut(at);
     let border = upper_items[0];
     let new = upper.change();
     if let Some(child) = border.child {
         // An inner node's border goes up, and its child begins the upper part.
         new.set_first_child(child);
-        upper_items.remove(0);
+        upper_items = &mut upper_items[1..];
     }
-    set_items(&new, prefix, Fences { left: Some(border.entry), ..fences }, &mut upper_items);
-    set_items(change, prefix, Fences { right: Some(border.entry), ..fences }, &mut lower_items);
+    set_items(&new, prefix, Fences { left: Some(border.entry), ..fences }, upper_items);
+    set_items(change, prefix, Fences { right: Some(border.entry), ..fences }, lower_items);
     Item { entry: border.entry, head: 0, child: Some(upper) }
 }
 
