@@ -189,7 +189,7 @@ pub struct StoreOptions {
     /// Memory for data that is not yet in sorted tables, all tables together. Beyond it writers are slowed, and stopped at one and a half times as
     /// much. Default 128 MiB.
     pub write_budget_bytes: usize,
-    /// A memtable is frozen and flushed once it is this large. Default 32 MiB.
+    /// A memtable is frozen and flushed once it is this large; at most 1 GiB. Default 32 MiB.
     pub memtable_bytes: usize,
     /// Decrypted blocks kept for reading, all tables together. Default 256 MiB.
     pub cache_bytes: usize,
@@ -264,7 +264,7 @@ impl Default for StoreOptions {
 impl StoreOptions {
     /// Check every setting against its range and against the others.
     pub(crate) fn validate(&self) -> Result<()> {
-        in_range("memtable_bytes", self.memtable_bytes as u64, 1 << 10, 2 << 30)?;
+        in_range("memtable_bytes", self.memtable_bytes as u64, 1 << 10, 1 << 30)?;
         in_range("write_budget_bytes", self.write_budget_bytes as u64, self.memtable_bytes as u64, 1 << 40)?;
         in_range("log_segment_bytes", self.log_segment_bytes, 1 << 12, 1 << 40)?;
         in_range("log_bytes_max", self.log_bytes_max, self.log_segment_bytes, 1 << 50)?;

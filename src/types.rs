@@ -14,8 +14,8 @@ pub const KEY_BYTES_MAX: usize = 65_535;
 pub const VALUE_BYTES_MAX: usize = 512 << 20;
 /// The keys and values of one batch together, in bytes (1 GiB).
 pub const BATCH_BYTES_MAX: usize = 1 << 30;
-/// A batch has at most this many writes: so that, with its bytes and 64 of overhead each, it fits into the 4 GiB of a memtable
-/// that is half full.
+/// A batch has at most this many writes: so that, with its bytes and 96 of overhead each, it fits into the 4 GiB of a memtable
+/// that holds 1 GiB already.
 pub const BATCH_WRITES_MAX: usize = 1 << 24;
 /// A table's name is 1 to this many bytes of UTF-8.
 pub const TABLE_NAME_BYTES_MAX: usize = 255;

@@ -332,6 +332,12 @@ impl<'a> Entry<'a> {
         unsafe { place.cast::<*const LargeValue>().read_unaligned() }
     }
 
+    /// Whether it was written after another one of the same arena.
+    pub(super) fn is_newer_than(self, other: Entry<'_>) -> bool {
+        // Offsets only grow.
+        self.at > other.at
+    }
+
     /// Ask for its first bytes to be in the cache soon.
     pub(super) fn prefetch(self) {
         prefetch(self.start);
@@ -453,8 +459,7 @@ impl<'a> Writer<'a> {
     /// `LimitExceeded` when key or value are too long or offsets are exhausted; nothing was added then.
     #[inline]
     pub(super) fn write(&mut self, key: &[u8], trailer: Trailer, value: &[u8]) -> Result<Entry<'a>> {
-        limit("key bytes", key.len(), KEY_BYTES_MAX)?;
-        limit("value bytes", value.len(), VALUE_BYTES_MAX)?;
+        check_lengths(key, value)?;
         let at = self.state.space.entry(entry_bytes(key, value))?;
         self.add_chunk_of(at);
         let start = self.arena.resolve(at);
@@ -578,6 +583,15 @@ fn prefetch(at: NonNull<u8>) {
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = at;
+}
+
+/// Check that these may be an entry's.
+///
+/// # Errors
+/// `LimitExceeded` if one of them is too long.
+pub(super) fn check_lengths(key: &[u8], value: &[u8]) -> Result<()> {
+    limit("key bytes", key.len(), KEY_BYTES_MAX)?;
+    limit("value bytes", value.len(), VALUE_BYTES_MAX)
 }
 
 /// Bytes of an entry.

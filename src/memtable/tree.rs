@@ -13,7 +13,8 @@
 //! reader watches it. The writer marks every node that a split changes before it changes the first of them, and unmarks them when all are
 //! changed. So whatever a reader takes from a leaf that still has its version is what was there at one moment, wherever
 //! the reader was held up on its way, and a reader who learns that something changed begins again. One that does so
-//! [`ATTEMPTS`] times waits for the writer instead; the changes of one insert take well below a microsecond.
+//! [`ATTEMPTS`] times waits for the writer instead. An insert that splits nothing marks one leaf for some ten nanoseconds, and one
+//! that does for as long as it takes to look at the entries that are moved.
 //!
 //! # Borders
 //! Entries are never removed, and one that is equal to a border does not come a second time. So the border on a leaf's left *is* its
@@ -28,16 +29,19 @@
 //! what the node's own entries share. There a reader compares it, and the writer makes it shorter for a key that does not share it.
 //!
 //! # Where a full node is split
-//! In the middle; but behind all that is there if the new entry comes last, and, at the left edge, before. So rising keys fill
-//! every leaf and move nothing (and find their leaf without a search, from the last entry), falling ones fill every leaf and
-//! move it once, and clusters of rising keys fill their leaves wherever they lie.
+//! In the middle, and else where it fills nodes: behind all that is there if the new entry comes last of all, and before all that is there
+//! if it comes first of all, so that rising keys move nothing (and find their leaf without a search, from the last entry), and
+//! falling ones move each entry once. Clusters of rising keys fill their leaves, too: a leaf between others is split behind the new entry if
+//! that follows the newest one there was. It is never split at its end, though, if the next leaf begins with something newer still: else
+//! what comes before that again and again, as do falling keys or new versions of its first one, would begin a leaf each time.
 
 use std::cmp::Ordering;
 
 use smallvec::SmallVec;
+use zeroize::Zeroize;
 
 use super::arena::node::{Change, HEAD_BYTES, Item, Node, SLOTS, Version};
-use super::arena::{Arena, Entry, Spot, Writer};
+use super::arena::{Arena, Entry, Spot, Writer, check_lengths};
 use crate::error::Result;
 use crate::types::Trailer;
 
@@ -80,8 +84,8 @@ impl<'k> Sought<'k> {
         let key = entry.key();
         let keys = match (self.key.get(prefix + HEAD_BYTES..), key.get(prefix + HEAD_BYTES..)) {
             (Some(rest), Some(other)) => rest.cmp(other),
-            // With equal heads, a key that ends within its head differs from the other at most by zeros at the end
-            // of one of them, so that the longer one comes later.
+            // One of them ends within its head. With equal heads, the other begins with it, or is it without some zeros at its end: so
+            // the longer one comes later.
             _ => self.key.len().cmp(&key.len()),
         };
         // Newest first: the higher trailer comes first.
@@ -351,7 +355,11 @@ pub(super) fn head_of(key: &[u8], prefix: usize) -> u64 {
 
 /// Bytes that two entries' keys share.
 fn shared(a: Entry<'_>, b: Entry<'_>) -> usize {
-    a.key().iter().zip(b.key()).take_while(|(a, b)| a == b).count()
+    const WORD: usize = 16;
+    let (a, b) = (a.key(), b.key());
+    let words = a.chunks_exact(WORD).zip(b.chunks_exact(WORD)).take_while(|(a, b)| a == b).count();
+    let (a, b) = (&a[words * WORD..], &b[words * WORD..]);
+    words * WORD + a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 /// A node on the way to where something is added, and how many of its entries come before that.
@@ -388,6 +396,7 @@ impl<'a> Writer<'a> {
         let (entry, last) = if leaf.is_full() {
             let path = path_to(self.arena(), &sought);
             // All that can fail comes first.
+            check_lengths(key, value)?;
             let upper = self.new_nodes(&path)?;
             let entry = self.write(key, trailer, value)?;
             self.split(&path, entry, &upper);
@@ -454,11 +463,13 @@ fn put<'a>(change: &Change<'a>, rank: usize, item: Item<'a>, fences: Fences<'a>)
     let (prefix, more) = (node.prefix(), node.count() + 1);
     // At an edge of the tree keys may come that share less, and, once there are a few, it is seen that they share more.
     if more > 1 && !fences.are_two() {
-        let is_misfit = prefix > 0 && node.entry(0).is_some_and(|first| shared(first, item.entry) < prefix);
+        let first = |entry: Entry<'a>| entry.key().get(..prefix);
+        let is_misfit = prefix > 0 && node.entry(0).is_none_or(|entry| first(entry) != first(item.entry));
         if is_misfit || more.is_power_of_two() {
             let mut items: Items<'a> = node.items().collect();
             items.insert(rank, with_head(item, prefix));
-            return set_items(change, prefix, fences, &mut items);
+            set_items(change, prefix, fences, &mut items);
+            return wipe(&mut items);
         }
     }
     change.put(rank, &with_head(item, prefix));
@@ -470,11 +481,7 @@ fn divide<'a>(step: &Step<'a>, change: &Change<'a>, upper: Node<'a>, item: Item<
     let prefix = node.prefix();
     let mut items: Items<'a> = node.items().collect();
     items.insert(step.rank, with_head(item, prefix));
-    let at = match step.rank {
-        rank if rank == node.count() => rank,
-        0 if fences.left.is_none() => usize::from(node.is_leaf()),
-        _ => items.len() / 2,
-    };
+    let at = split_at(step, &items);
     let (lower_items, mut upper_items) = items.split_at_mut(at);
     let border = upper_items[0];
     let new = upper.change();
@@ -485,7 +492,28 @@ fn divide<'a>(step: &Step<'a>, change: &Change<'a>, upper: Node<'a>, item: Item<
     }
     set_items(&new, prefix, Fences { left: Some(border.entry), ..fences }, upper_items);
     set_items(change, prefix, Fences { right: Some(border.entry), ..fences }, lower_items);
+    wipe(&mut items);
     Item { entry: border.entry, head: 0, child: Some(upper) }
+}
+
+/// How many of the items of a node that is one too full stay in it: see the module's text.
+fn split_at(step: &Step<'_>, items: &[Item<'_>]) -> usize {
+    let Step { node, rank, fences } = *step;
+    let (half, full) = (items.len() / 2, items.len() - 1);
+    if rank == full && fences.right.is_none() {
+        return full;
+    }
+    if rank == 0 && fences.left.is_none() {
+        return usize::from(node.is_leaf());
+    }
+    if node.is_leaf() && rank > half {
+        let before = items[rank - 1].entry;
+        let is_newest = items.iter().enumerate().all(|(at, item)| at == rank || !item.entry.is_newer_than(before));
+        if is_newest && (rank < full || fences.right.is_some_and(|right| before.is_newer_than(right))) {
+            return full.min(rank + 1);
+        }
+    }
+    half
 }
 
 /// Have these items in a node, whose heads are those behind `prefix`, and a prefix that suits them.
@@ -502,6 +530,11 @@ fn set_items<'a>(change: &Change<'a>, prefix: usize, fences: Fences<'a>, items: 
     }
     change.set_prefix(suiting);
     change.set_items(items);
+}
+
+/// Leave nothing of keys on the stack.
+fn wipe(items: &mut Items<'_>) {
+    items.iter_mut().for_each(|item| item.head.zeroize());
 }
 
 fn with_head<'a>(item: Item<'a>, prefix: usize) -> Item<'a> {

@@ -20,7 +20,8 @@
 //! reader   version (Acquire): odd? then again · fields (Relaxed) · fence(Acquire) · version: another? then again
 //! ```
 //! If anything that was read was stored behind the writer's fence, then the reader's fence makes the second load see the odd version
-//! that was stored before it, or a later one. Versions come round after 2^31 changes of one node within one look at it, which does not happen.
+//! that was stored before it, or a later one. A version comes but once, although cursors keep them as long as they live: there are at most a
+//! few changes per insert, and an arena has no room for 2^28 entries.
 //!
 //! What was read between the two loads may be torn, and yet does no harm: entries' and children's offsets are stored with Release and
 //! loaded with Acquire, so that even a wrong one leads to a whole entry or node, and a slot that was never filled is told by its 0.
@@ -168,7 +169,10 @@ impl<'a> Node<'a> {
         step();
         // All of them, without a branch: the cache misses are all under way at once, and nothing is mispredicted. By the
         // sign of the difference, because compilers make twice as many instructions of a comparison.
-        let below = |other: &AtomicU64| other.load(Ordering::Relaxed).wrapping_sub(head) >> 63;
+        let below = |other: &AtomicU64| {
+            step();
+            other.load(Ordering::Relaxed).wrapping_sub(head) >> 63
+        };
         self.slots.heads.iter().fold(0, |count, other| count + below(other)) as usize
     }
 
@@ -255,7 +259,6 @@ impl<'a> Change<'a> {
     /// # Panics
     /// If this is a leaf, or the child of another level or arena.
     pub(in crate::memtable) fn set_first_child(&self, child: Node<'a>) {
-        step();
         self.store_child(0, child);
     }
 
@@ -271,6 +274,7 @@ impl<'a> Change<'a> {
             step();
             let head = node.slots.heads[slot].load(Ordering::Relaxed);
             node.slots.heads[slot + 1].store(head, Ordering::Relaxed);
+            step();
             let entry = node.slots.entries[slot].load(Ordering::Relaxed);
             node.slots.entries[slot + 1].store(entry, Ordering::Release);
         }
@@ -281,6 +285,7 @@ impl<'a> Change<'a> {
             }
         }
         self.fill(rank, item);
+        step();
         node.slots.count.store(count as u16 + 1, Ordering::Relaxed);
     }
 
@@ -292,9 +297,11 @@ impl<'a> Change<'a> {
         step();
         assert!(items.len() <= SLOTS, "no more than there are slots");
         for head in &self.node.slots.heads[items.len()..] {
+            step();
             head.store(HEAD_NONE, Ordering::Relaxed);
         }
         items.iter().enumerate().for_each(|(slot, item)| self.fill(slot, item));
+        step();
         self.node.slots.count.store(items.len() as u16, Ordering::Relaxed);
     }
 
@@ -304,12 +311,14 @@ impl<'a> Change<'a> {
         assert!(ptr::eq(item.entry.arena, node.arena), "an entry of another arena");
         assert!(item.child.is_none() == node.is_leaf(), "inner nodes have children, and leaves have none");
         node.slots.heads[slot].store(item.head, Ordering::Relaxed);
+        step();
         // Release: publishes the entry's bytes and its chunk, even to those who read what they must not use.
         node.slots.entries[slot].store(item.entry.at, Ordering::Release);
         item.child.into_iter().for_each(|child| self.store_child(slot + 1, child));
     }
 
     fn store_child(&self, rank: usize, child: Node<'a>) {
+        step();
         let children = self.node.children.expect("an inner node");
         assert!(child.level + 1 == self.node.level, "a child is of the level below");
         // Release: publishes the child's contents and its chunk.

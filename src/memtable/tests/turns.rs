@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
-use super::{Place, check, put, seq, splitmix};
+use super::{OnDrop, Place, check, put, seq, splitmix};
 use crate::memtable::arena::Entry;
 use crate::memtable::arena::node::Node;
 use crate::memtable::tree::{self, Sought};
@@ -105,17 +105,19 @@ fn held_meanwhile(readers: Vec<(u64, impl FnOnce() + Send)>, write: impl FnOnce(
                 }
             };
             scope.spawn(move || {
+                // One with fewer steps has come to its end, or has failed.
+                let _passes_by = OnDrop(|| {
+                    if !was_held.load(Ordering::Relaxed) {
+                        arrived.wait();
+                        released.wait();
+                    }
+                });
                 with_steps(hold, read);
-                // One with fewer steps has come to its end.
-                if !was_held.load(Ordering::Relaxed) {
-                    arrived.wait();
-                    released.wait();
-                }
             });
         }
         arrived.wait();
+        let _releases = OnDrop(|| drop(released.wait()));
         write();
-        released.wait();
     });
 }
 
@@ -188,7 +190,7 @@ fn a_reader_who_is_held_at_any_step_while_nodes_of_many_levels_are_split_finds_w
                 (1..next).for_each(|n| insert(&before, n));
                 let lower = sorted.range(..new.clone()).rev().step_by(7).take(12);
                 let upper = sorted.range(new.clone()..).step_by(7).take(12);
-                let steps = |near| (4..80).step_by(2).map(move |step| (step, near));
+                let steps = |near| (4..300).step_by(7).map(move |step| (step, near));
                 let readers = lower.chain(upper).flat_map(steps).map(|(step, (key, &n))| {
                     let before = &before;
                     let read = move || {
