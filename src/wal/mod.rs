@@ -25,7 +25,9 @@
 //! # Room ahead
 //! Where commits are synced one by one, a sync would write down a new length of the file each time, which costs a file system with a
 //! journal as much as the data. So the syncer reserves room ahead in zeros, of which [`replay`] knows, and gives it back with the next
-//! sync after the segment was left.
+//! sync after the segment was left. A file system that reserves blocks without writing to them notes with the first write of each that it
+//! is written to, in its journal again. So the writer, who alone knows where it will write next, writes the zeros, some pages at a time,
+//! each time that it marks a sync.
 //!
 //! What poisons the store, and which segments nobody needs any more, is the caller's business.
 
@@ -57,6 +59,8 @@ use crate::types::{Epoch, FileKind, FileNumber, Generation, Kind, Seq, Slot};
 
 /// What the system writes back at a time, at least.
 const PAGE_BYTES: u64 = 4096;
+/// What is filled with zeros at a time of what is reserved.
+const FILL_BYTES: u64 = 64 << 10;
 /// What is reserved of a segment at a time that is often synced.
 const RESERVE_BYTES_MIN: u64 = 4 << 10;
 const RESERVE_BYTES_MAX: u64 = 1 << 20;
@@ -148,6 +152,7 @@ struct Unsynced {
     number: FileNumber,
     file: Arc<dyn LogFile>,
     end: Arc<Length>,
+    room: Arc<Length>,
     /// Written to no more: what is reserved behind its end is given back, so that the file is as long as what is in it.
     left: bool,
 }
@@ -169,12 +174,14 @@ impl Reserved {
     /// Before a sync of what lies in `segment` up to `end_bytes`, of which everything up to `synced_bytes` is durable: as much again
     /// as there is, within bounds, if the last sync was so close that more of them will fit in there. Syncs that are far apart, as
     /// those of flushes are, gain nothing from it.
-    fn before_sync(&mut self, file: &dyn LogFile, segment: FileNumber, synced_bytes: u64, end_bytes: u64) {
+    fn before_sync(&mut self, entry: &Unsynced, synced_bytes: u64, end_bytes: u64) {
+        let segment = entry.number;
         let room = end_bytes.clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX);
         let covered = self.segment == segment && end_bytes <= self.end_bytes;
         if !covered && end_bytes - synced_bytes.min(end_bytes) <= room / 4 {
             *self = Reserved { segment, end_bytes: end_bytes + room };
-            file.reserve(self.end_bytes);
+            entry.file.reserve(self.end_bytes);
+            entry.room.raise(self.end_bytes);
         }
     }
 }
@@ -199,6 +206,10 @@ pub(crate) struct OpenSegment {
     sealer: SegmentSealer,
     streams: Streams,
     end: Arc<Length>,
+    /// Up to where there is room, as far as it was reserved.
+    room: Arc<Length>,
+    /// Up to where the room is filled with zeros.
+    filled_bytes: u64,
 }
 
 /// The generations of tables that have sections in one segment.
@@ -300,7 +311,8 @@ impl Log {
             return Err(error);
         }
         let file = Arc::new(PlainLogFile(file));
-        Ok(OpenSegment { number, file, sealer, streams: Streams::default(), end: Length::of(header.len() as u64) })
+        let (end, room) = (Length::of(header.len() as u64), Length::of(0));
+        Ok(OpenSegment { number, file, sealer, streams: Streams::default(), end, room, filled_bytes: 0 })
     }
 
     /// Keep a segment that the manifest names now for when it is needed.
@@ -363,8 +375,7 @@ impl Log {
         shared.leave(writer.current.take());
         shared.current = spare.number;
         shared.end = spare.end.clone();
-        let (number, file, end) = (spare.number, spare.file.clone(), spare.end.clone());
-        shared.unsynced.push_back(Unsynced { number, file, end, left: false });
+        shared.unsynced.push_back(spare.unsynced(false));
         writer.current = Some(spare);
         self.dir.meters().count(Count::SegmentsBegun, 1);
         true
@@ -400,7 +411,9 @@ impl Log {
         if writer.current.is_none() || writer.attested >= synced {
             return Ok(());
         }
-        self.append_mark(writer, epoch, next_seq).map(drop)
+        self.append_mark(writer, epoch, next_seq)?;
+        writer.current.iter_mut().for_each(OpenSegment::fill_room);
+        Ok(())
     }
 
     /// Append an envelope without sections.
@@ -482,7 +495,7 @@ impl Log {
                 file.cut(point.end_bytes).map_err(lost)?;
             } else {
                 let synced_bytes = if synced.segment == number { synced.end_bytes } else { 0 };
-                reserved.before_sync(&**file, number, synced_bytes, point.end_bytes);
+                reserved.before_sync(&entry, synced_bytes, point.end_bytes);
             }
             file.sync_to(point.end_bytes).map_err(lost)?;
             let mut shared = self.shared.lock();
@@ -595,15 +608,28 @@ impl Shared {
     fn mark_left(&mut self, segment: &OpenSegment) {
         match self.unsynced.iter_mut().find(|entry| entry.number == segment.number) {
             Some(entry) => entry.left = true,
-            None => {
-                let OpenSegment { number, file, end, .. } = segment;
-                self.unsynced.push_back(Unsynced { number: *number, file: file.clone(), end: end.clone(), left: true });
-            }
+            None => self.unsynced.push_back(segment.unsynced(true)),
         }
     }
 }
 
 impl OpenSegment {
+    fn unsynced(&self, left: bool) -> Unsynced {
+        let OpenSegment { number, file, end, room, .. } = self;
+        Unsynced { number: *number, file: file.clone(), end: end.clone(), room: room.clone(), left }
+    }
+
+    /// Have the room that groups will soon be written to filled with zeros.
+    fn fill_room(&mut self) {
+        let (end, room) = (self.end.load(), self.room.load());
+        let from = self.filled_bytes.max(end);
+        // The last page of what is filled is the one that the end is in or comes to next.
+        if from < room && from - end < PAGE_BYTES {
+            self.filled_bytes = room.min(from + FILL_BYTES);
+            self.file.fill(from, self.filled_bytes - from);
+        }
+    }
+
     /// Seal a group and write it at the segment's end; its envelope's tag, and how many frames there are.
     fn write_group(
         &mut self,
@@ -611,7 +637,7 @@ impl OpenSegment {
         sources: &[impl SectionSource],
         buffer: &mut Vec<u8>,
     ) -> Result<(Tag, u64)> {
-        let OpenSegment { number, file, sealer, streams, end } = self;
+        let OpenSegment { number, file, sealer, streams, end, .. } = self;
         let mut target = Target::new(&**file, *number, end.load(), sources.len());
         buffer.clear();
         let frames = sources.iter().map(|source| section_frames(source.raw_bytes())).sum();

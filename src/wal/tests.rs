@@ -157,6 +157,81 @@ fn commits_that_are_synced_one_by_one_go_into_room_that_was_reserved() {
     assert_eq!(world.replay_from(world.log.synced(), true).unwrap().end, world.log.end());
 }
 
+/// A log file that tells what was written to it and filled.
+#[derive(Debug)]
+struct Recording {
+    file: Arc<dyn LogFile>,
+    written: Mutex<Vec<(u64, u64)>>,
+    filled: Mutex<Vec<(u64, u64)>>,
+}
+
+impl LogFile for Recording {
+    fn reserve(&self, len_bytes: u64) {
+        self.file.reserve(len_bytes);
+    }
+
+    fn cut(&self, len_bytes: u64) -> std::io::Result<()> {
+        self.file.cut(len_bytes)
+    }
+
+    fn fill(&self, offset_bytes: u64, len_bytes: u64) {
+        self.filled.lock().push((offset_bytes, offset_bytes + len_bytes));
+        self.file.fill(offset_bytes, len_bytes);
+    }
+
+    fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> std::io::Result<()> {
+        self.written.lock().push((offset_bytes, offset_bytes + bytes.len() as u64));
+        self.file.write_at(bytes, offset_bytes)
+    }
+
+    fn begin_write_back(&self, offset_bytes: u64, len_bytes: u64) {
+        self.file.begin_write_back(offset_bytes, len_bytes);
+    }
+
+    fn sync_to(&self, end_bytes: u64) -> std::io::Result<()> {
+        self.file.sync_to(end_bytes)
+    }
+}
+
+#[test]
+fn room_is_filled_ahead_of_commits_that_are_synced_one_by_one_and_never_behind_them() {
+    // Zeros over a group that was acknowledged would lose it. None at all, and each page costs a synced commit a write to the journal.
+    let mut world = World::new();
+    let segment = world.writer.current.as_mut().unwrap();
+    let file = Arc::new(Recording { file: segment.file.clone(), written: Mutex::default(), filled: Mutex::default() });
+    segment.file = file.clone();
+    world.log.shared.lock().unsynced.iter_mut().for_each(|entry| entry.file = file.clone());
+    let mut outside = 0;
+    for round in 0..1000 {
+        let filled = file.filled.lock().last().map_or(0, |&(_, end)| end);
+        outside += u32::from(world.commit().end_bytes > filled);
+        // Others write while one syncs.
+        if round % 7 == 0 {
+            world.commit();
+        }
+        let written = file.written.lock().iter().map(|&(_, end)| end).max().unwrap();
+        let fills = file.filled.lock().len();
+        world.sync_and_mark();
+        let mark = file.written.lock().last().unwrap().1;
+        for (from, to) in &file.filled.lock()[fills..] {
+            assert!(
+                *from >= written && *from >= mark && to - from <= FILL_BYTES,
+                "{from} to {to}, behind {written}, {mark}"
+            );
+        }
+    }
+    assert!(outside < 20, "{outside} of 1,000 commits came to pages that nothing was written to");
+    assert!(file.filled.lock().len() < 30, "{} times", file.filled.lock().len());
+    let (end, synced) = (world.log.end(), world.log.synced());
+    assert_eq!(world.replay_from(synced, false).unwrap().end, end);
+    // The next segment is not synced: nothing is reserved there, nor filled, and this one is cut to what is in it.
+    world.begin_segment();
+    (0..100).for_each(|_| drop(world.commit()));
+    world.sync_and_mark();
+    assert_eq!(world.disk.read(world.path(1)).unwrap().len() as u64, end.end_bytes);
+    assert_eq!(world.replay_from(synced, false).unwrap().end, world.log.end());
+}
+
 #[test]
 fn syncs_that_are_far_apart_reserve_nothing() {
     let mut world = World::new();
