@@ -81,8 +81,8 @@ struct Parts {
     last_tag: crate::crypto::Tag,
     sections: HashMap<Slot, Vec<SectionRef>>,
     next_file: FileNumber,
-    /// All files that were there before this opening made any.
-    names: BTreeSet<String>,
+    /// What was there before this opening made any file.
+    listing: Listing,
     report: RecoveryReport,
 }
 
@@ -185,7 +185,7 @@ impl Opening {
             last_tag: Default::default(),
             sections: HashMap::new(),
             next_file: FileNumber(2),
-            names: BTreeSet::new(),
+            listing: Listing::default(),
             report: RecoveryReport { clean: true, ..RecoveryReport::default() },
         };
         let store = self.start(parts)?;
@@ -270,9 +270,9 @@ impl Opening {
         let found = manifest::read(&self.dir, &system.keys)?;
         let state = found.state;
         self.check_state(&state, &system)?;
-        let names = self.check_files(&state)?;
+        let listing = self.check_files(&state)?;
         let log = self.walk_log(&state, &system.keys, found.closed)?;
-        let attested = log.epoch.max(self.epoch_beside(&names, &state, &system.keys));
+        let attested = log.epoch.max(self.epoch_beside(&listing, &state, &system.keys));
         if attested > state.epoch {
             return Err(Error::RolledBack { found: state.epoch, attested });
         }
@@ -297,7 +297,7 @@ impl Opening {
             discarded_manifest_bytes: found.discarded_bytes,
             ..RecoveryReport::default()
         };
-        let next_file = next_number(&names, &state)?;
+        let next_file = next_number(&listing, &state)?;
         let manifest_number = next_file;
         let next_file = next_file.next().ok_or_else(|| exhausted("file number"))?;
         let next = self.next_state(state, &system, &log)?;
@@ -314,7 +314,7 @@ impl Opening {
             last_tag: log.last_tag,
             sections: log.sections,
             next_file,
-            names,
+            listing,
             report,
         };
         self.start(parts)
@@ -342,9 +342,9 @@ impl Opening {
         Ok(())
     }
 
-    /// That every file that the manifest names is there. Returns the names of all files.
-    fn check_files(&self, state: &State) -> Result<BTreeSet<String>> {
-        let names = list_files(&self.dir)?;
+    /// That every file that the manifest names is there. Returns all that are.
+    fn check_files(&self, state: &State) -> Result<Listing> {
+        let listing = Listing::of(&self.dir)?;
         let tables = state.tables.values().filter(|table| !table.record.dropping);
         let named = tables.flat_map(|table| {
             let files = table.files.values().map(|(_, file)| file.file_name());
@@ -353,18 +353,17 @@ impl Opening {
         let journals = state.segments.keys().map(|&number| FileName::Log(number));
         let parked = state.parked.values().map(|record| record.name());
         for name in named.chain(journals).chain(parked) {
-            let name = name.path();
-            if !names.contains(&name) {
-                return Err(Error::MissingFile { file: name });
+            if !listing.files.contains(&name) {
+                return Err(Error::MissingFile { file: name.path() });
             }
         }
-        Ok(names)
+        Ok(listing)
     }
 
     /// The highest epoch that log segments attest which the manifest does not know. A segment has commits only once a durable
     /// manifest names it, so one with a higher epoch than the manifest's shows that an older manifest was put back.
-    fn epoch_beside(&self, names: &BTreeSet<String>, state: &State, system: &KeySet) -> Epoch {
-        let unknown = names.iter().filter_map(|name| match FileName::parse(name)? {
+    fn epoch_beside(&self, listing: &Listing, state: &State, system: &KeySet) -> Epoch {
+        let unknown = listing.files.iter().filter_map(|name| match *name {
             FileName::Log(number) if !state.segments.contains_key(&number) => Some(number),
             _ => None,
         });
@@ -436,7 +435,7 @@ impl Opening {
             last_tag,
             sections,
             next_file,
-            names,
+            listing,
             report,
         } = parts;
         let env = self.builder.env.clone();
@@ -545,7 +544,7 @@ impl Opening {
         });
         // From here on dropping the handle closes the engine.
         let handle = Arc::new(Handle::new(engine.clone()));
-        let report = engine.tidy_up(&state, names, report)?;
+        let report = engine.tidy_up(&state, listing, report)?;
         let _ = engine.recovery.set(report);
         engine.spawn_tasks()?;
         engine.advance_anchor();
@@ -561,7 +560,7 @@ impl Engine {
 
     /// Remove what nobody names of the files there were, set key files aside, and carry on with drops that were cut short.
     /// Everything that the manifest names has been found.
-    fn tidy_up(&self, state: &State, names: BTreeSet<String>, mut report: RecoveryReport) -> Result<RecoveryReport> {
+    fn tidy_up(&self, state: &State, listing: Listing, mut report: RecoveryReport) -> Result<RecoveryReport> {
         for meta in state.tables.values().filter(|meta| meta.record.dropping) {
             erase_key_file(&self.dir, meta.record.id)?;
             self.events.event(&Event::TableShredded { table: meta.record.id });
@@ -575,42 +574,41 @@ impl Engine {
             state.tables.values().map(|meta| (meta.record.id, (meta.record.slot, meta.record.dropping))).collect();
         let files = state.tables.values().flat_map(|meta| meta.files.values());
         let files: HashSet<FileName> = files.map(|(_, file)| file.file_name()).collect();
-        for path in names {
-            let keep = match FileName::parse(&path) {
-                Some(FileName::Lock | FileName::Current | FileName::SystemKey) => true,
-                Some(FileName::Manifest(number)) => number == manifest,
-                Some(FileName::Log(number)) => state.segments.contains_key(&number),
-                Some(name @ (FileName::Table(_) | FileName::Container(_))) => files.contains(&name),
-                Some(FileName::Parked(number, _)) => state.parked.contains_key(&number),
+        for name in listing.files {
+            let keep = match name {
+                FileName::Lock | FileName::Current | FileName::SystemKey => true,
+                FileName::Manifest(number) => number == manifest,
+                FileName::Log(number) => state.segments.contains_key(&number),
+                FileName::Table(_) | FileName::Container(_) => files.contains(&name),
+                FileName::Parked(number, _) => state.parked.contains_key(&number),
                 // That of a table that is being dropped was erased above.
-                Some(FileName::KeyFile(table)) if tables.contains_key(&table) => true,
-                Some(FileName::KeyFile(_)) => {
+                FileName::KeyFile(table) if tables.contains_key(&table) => true,
+                FileName::KeyFile(_) => {
+                    let path = name.path();
                     self.dir.rename(&path, &format!("{path}{SET_ASIDE_SUFFIX}"))?;
                     self.events.event(&Event::OrphanSetAside { file: path.clone() });
                     report.set_aside_files.push(path);
-                    continue;
+                    true
                 }
-                None => match FileName::parse_temporary(&path) {
-                    // A replacement of a key file was cut short.
-                    Some(FileName::KeyFile(table)) => {
-                        match tables.get(&table) {
-                            Some(&(slot, false)) => self.settle_staged(slot, table)?,
-                            _ => erase_key_file(&self.dir, table)?,
-                        }
-                        continue;
-                    }
-                    Some(FileName::SystemKey) => {
-                        self.settle_staged_system_key()?;
-                        continue;
-                    }
-                    // Any other temporary file was never anybody's; what else is there is not ours to touch.
-                    temporary => temporary.is_none(),
-                },
             };
             if !keep {
-                // Writing CURRENT anew replaced what a crash had left of that.
-                self.dir.remove_if_there(&path)?;
-                report.removed_files.push(path);
+                self.dir.remove(&name.path())?;
+                report.removed_files.push(name.path());
+            }
+        }
+        for name in listing.temporary {
+            match name {
+                // A replacement of a key file was cut short.
+                FileName::KeyFile(table) => match tables.get(&table) {
+                    Some(&(slot, false)) => self.settle_staged(slot, table)?,
+                    _ => erase_key_file(&self.dir, table)?,
+                },
+                FileName::SystemKey => self.settle_staged_system_key()?,
+                // Any other was never anybody's. Writing CURRENT anew replaced what a crash had left of that.
+                _ => {
+                    self.dir.remove_if_there(&name.temporary_path())?;
+                    report.removed_files.push(name.temporary_path());
+                }
             }
         }
         if report.discarded_log_bytes > 0 {
@@ -671,26 +669,44 @@ fn join(directory: &str, name: &str) -> String {
     if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
 }
 
-/// Every file of a store's directory, relative to it, down to the depth at which we keep files.
-fn list_files(dir: &Directory) -> Result<BTreeSet<String>> {
-    let mut files = BTreeSet::new();
-    let mut directories = vec![(String::new(), 0)];
-    while let Some((directory, depth)) = directories.pop() {
-        for entry in dir.list(&directory)? {
-            let name = join(&directory, &entry.name);
-            match entry.kind {
-                EntryKind::File => drop(files.insert(name)),
-                EntryKind::Directory if depth < 2 => directories.push((name, depth + 1)),
-                _ => {}
+/// What lies in a store's directory, as far as it is ours.
+#[derive(Default)]
+struct Listing {
+    files: BTreeSet<FileName>,
+    /// Files that would have been these.
+    temporary: BTreeSet<FileName>,
+}
+
+impl Listing {
+    /// Down to the depth at which we keep files.
+    fn of(dir: &Directory) -> Result<Listing> {
+        let mut listing = Listing::default();
+        let mut directories = vec![(String::new(), 0)];
+        while let Some((directory, depth)) = directories.pop() {
+            for entry in dir.list(&directory)? {
+                let path = join(&directory, &entry.name);
+                match entry.kind {
+                    EntryKind::File => listing.add(&path),
+                    EntryKind::Directory if depth < 2 => directories.push((path, depth + 1)),
+                    _ => {}
+                }
             }
         }
+        Ok(listing)
     }
-    Ok(files)
+
+    fn add(&mut self, path: &str) {
+        if let Some(name) = FileName::parse(path) {
+            self.files.insert(name);
+        } else if let Some(name) = FileName::parse_temporary(path) {
+            self.temporary.insert(name);
+        }
+    }
 }
 
 /// A number that no file of this store has or had.
-fn next_number(names: &BTreeSet<String>, state: &State) -> Result<FileNumber> {
-    let number = |name: &String| match FileName::parse(name).or_else(|| FileName::parse_temporary(name))? {
+fn next_number(listing: &Listing, state: &State) -> Result<FileNumber> {
+    let number = |name: &FileName| match *name {
         FileName::Manifest(number)
         | FileName::Log(number)
         | FileName::Table(number)
@@ -698,7 +714,7 @@ fn next_number(names: &BTreeSet<String>, state: &State) -> Result<FileNumber> {
         | FileName::Parked(number, _) => Some(number),
         _ => None,
     };
-    let highest = names.iter().filter_map(number).max().unwrap_or_default();
+    let highest = listing.files.iter().chain(&listing.temporary).filter_map(number).max().unwrap_or_default();
     let next = highest.next().ok_or_else(|| exhausted("file number"))?;
     Ok(next.max(state.next_file))
 }
