@@ -226,7 +226,9 @@ fn room_is_filled_ahead_of_commits_that_are_synced_one_by_one_and_never_behind_t
     assert_eq!(world.replay_from(synced, false).unwrap().end, end);
     // The next segment is not synced: nothing is reserved there, nor filled, and this one is cut to what is in it.
     world.begin_segment();
-    (0..100).for_each(|_| drop(world.commit()));
+    for _ in 0..100 {
+        world.commit();
+    }
     world.sync_and_mark();
     assert_eq!(world.disk.read(world.path(1)).unwrap().len() as u64, end.end_bytes);
     assert_eq!(world.replay_from(synced, false).unwrap().end, world.log.end());

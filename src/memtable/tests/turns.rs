@@ -116,7 +116,9 @@ fn held_meanwhile(readers: Vec<(u64, impl FnOnce() + Send)>, write: impl FnOnce(
             });
         }
         arrived.wait();
-        let _releases = OnDrop(|| drop(released.wait()));
+        let _releases = OnDrop(|| {
+            released.wait();
+        });
         write();
     });
 }
