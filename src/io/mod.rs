@@ -141,8 +141,8 @@ pub trait LogFile: Send + Sync + Debug {
     fn reserve(&self, len_bytes: u64);
     /// Give back what is reserved behind `len_bytes`.
     fn cut(&self, len_bytes: u64) -> io::Result<()>;
-    /// Write zeros to a range of what is reserved, so that later writes to it change data alone. A hint.
-    fn fill(&self, offset_bytes: u64, len_bytes: u64);
+    /// Write zeros to a range of what is reserved, so that later writes to it change data alone.
+    fn fill(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()>;
     /// Write all of `bytes` at `offset_bytes`.
     fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> io::Result<()>;
     /// Ask the system to begin writing back this range; a hint that promises nothing.
@@ -165,17 +165,15 @@ impl LogFile for PlainLogFile {
         self.0.cut(len_bytes)
     }
 
-    fn fill(&self, offset_bytes: u64, len_bytes: u64) {
+    fn fill(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         const ZEROS: &[u8] = &[0; 16 << 10];
         let mut left = len_bytes;
         while left > 0 {
             let part = &ZEROS[..left.min(ZEROS.len() as u64) as usize];
-            // Zeros are there anyway.
-            if self.0.write_all_at(part, offset_bytes + len_bytes - left).is_err() {
-                return;
-            }
+            self.0.write_all_at(part, offset_bytes + len_bytes - left)?;
             left -= part.len() as u64;
         }
+        Ok(())
     }
 
     fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> io::Result<()> {

@@ -40,6 +40,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -412,8 +413,7 @@ impl Log {
             return Ok(());
         }
         self.append_mark(writer, epoch, next_seq)?;
-        writer.current.iter_mut().for_each(OpenSegment::fill_room);
-        Ok(())
+        writer.current.as_mut().map_or(Ok(()), OpenSegment::fill_room)
     }
 
     /// Append an envelope without sections.
@@ -619,14 +619,21 @@ impl OpenSegment {
         Unsynced { number: *number, file: file.clone(), end: end.clone(), room: room.clone(), left }
     }
 
-    /// Have the room that groups will soon be written to filled with zeros.
-    fn fill_room(&mut self) {
+    /// Have the room that groups will soon be written to filled with zeros. An error is one of the log's, except where there is no room
+    /// after all because the file system cannot reserve any.
+    fn fill_room(&mut self) -> Result<()> {
         let (end, room) = (self.end.load(), self.room.load());
         let from = self.filled_bytes.max(end);
         // The last page of what is filled is the one that the end is in or comes to next.
-        if from < room && from - end < PAGE_BYTES {
-            self.filled_bytes = room.min(from + FILL_BYTES);
-            self.file.fill(from, self.filled_bytes - from);
+        if from >= room || from - end >= PAGE_BYTES {
+            return Ok(());
+        }
+        self.filled_bytes = room.min(from + FILL_BYTES);
+        match self.file.fill(from, self.filled_bytes - from) {
+            Err(error) if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                Err(refused("write", &FileName::Log(self.number).path(), error))
+            }
+            _ => Ok(()),
         }
     }
 

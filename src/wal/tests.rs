@@ -174,9 +174,9 @@ impl LogFile for Recording {
         self.file.cut(len_bytes)
     }
 
-    fn fill(&self, offset_bytes: u64, len_bytes: u64) {
+    fn fill(&self, offset_bytes: u64, len_bytes: u64) -> std::io::Result<()> {
         self.filled.lock().push((offset_bytes, offset_bytes + len_bytes));
-        self.file.fill(offset_bytes, len_bytes);
+        self.file.fill(offset_bytes, len_bytes)
     }
 
     fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> std::io::Result<()> {
