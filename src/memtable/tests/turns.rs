@@ -192,7 +192,7 @@ fn a_reader_who_is_held_at_any_step_while_nodes_of_many_levels_are_split_finds_w
                 (1..next).for_each(|n| insert(&before, n));
                 let lower = sorted.range(..new.clone()).rev().step_by(7).take(12);
                 let upper = sorted.range(new.clone()..).step_by(7).take(12);
-                let steps = |near| (4..300).step_by(7).map(move |step| (step, near));
+                let steps = |near| (4..300).step_by(13).map(move |step| (step, near));
                 let readers = lower.chain(upper).flat_map(steps).map(|(step, (key, &n))| {
                     let before = &before;
                     let read = move || {
