@@ -604,9 +604,11 @@ impl Engine {
                     _ => erase_key_file(&self.dir, table)?,
                 },
                 FileName::SystemKey => self.settle_staged_system_key()?,
-                // Any other was never anybody's. Writing CURRENT anew replaced what a crash had left of that.
+                // This opening's own has taken its place, and was renamed since.
+                FileName::Current => {}
+                // Any other was never anybody's.
                 _ => {
-                    self.dir.remove_if_there(&name.temporary_path())?;
+                    self.dir.remove(&name.temporary_path())?;
                     report.removed_files.push(name.temporary_path());
                 }
             }

@@ -9,14 +9,14 @@
 //!   ones they may see any, and pass them over by their number.
 //! * **The writer** is one at a time, by a lock inside, so that [`Memtable::insert`] is safe to call from anywhere.
 //! * **Rising keys**, the commonest way to fill a store, skip the search, and fill every leaf.
-//! * **Backwards** a cursor goes within a leaf as it goes forwards, and searches from the top for the leaf before.
+//! * **A cursor** goes both ways alike within a leaf, and searches from the top for the next one.
 //! * **Nothing is random**: what an insert costs follows from the keys, and no choice of keys makes the tree deep.
 //!
 //! A skiplist is simpler and stood here first. What one costs is cache misses: a search looks at some twenty nodes, one after the other
 //! and each somewhere else. Here a search looks at four or five nodes, all but the last of which are in the cache, and at an entry if
 //! it is the one sought. A tree whose readers never look again stood here second: what they may find in a node that is half split
-//! took pages to argue, and the argument had holes. A radix tree would need fewer comparisons, but nodes of many sizes, and gives up the row of leaves that scans and
-//! flushes walk along.
+//! took pages to argue, and the argument had holes. A radix tree would need fewer comparisons, but nodes of many sizes, and has no leaves in
+//! which scans and flushes find many entries at once.
 
 mod arena;
 #[cfg(test)]

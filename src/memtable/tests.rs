@@ -458,6 +458,7 @@ fn leaves_are_filled_whatever_order_keys_come_in() {
     for number in full {
         let table = filled((0..count).map(number));
         assert!(leaves(&table) <= count / slots + count / 500 + 15, "{} leaves for {count} keys", leaves(&table));
+        assert!(table.arena.root().level() <= 3, "{} levels", table.arena.root().level());
         check(&table);
     }
     // Falling keys in front of a full leaf, of many tenants in turns, and of one tenant after another.
@@ -469,6 +470,7 @@ fn leaves_are_filled_whatever_order_keys_come_in() {
     for number in half {
         let table = filled((0..count).map(number));
         assert!(leaves(&table) <= 2 * count / slots + 15, "{} leaves", leaves(&table));
+        assert!(table.arena.root().level() <= 3, "{} levels", table.arena.root().level());
         check(&table);
     }
     // New versions of the first entries of leaves and of their parents.
@@ -477,6 +479,7 @@ fn leaves_are_filled_whatever_order_keys_come_in() {
         let before = leaves(&table);
         (0..count).for_each(|i| table.insert(&spaced(border), put(wide + i), b"").unwrap());
         assert!(leaves(&table) - before <= 2 * count / slots + 15, "{} more leaves", leaves(&table) - before);
+        assert!(table.arena.root().level() <= 3, "{} levels", table.arena.root().level());
         check(&table);
     }
 }

@@ -13,8 +13,8 @@
 //! reader watches it. The writer marks every node that a split changes before it changes the first of them, and unmarks them when all are
 //! changed. So whatever a reader takes from a leaf that still has its version is what was there at one moment, wherever
 //! the reader was held up on its way, and a reader who learns that something changed begins again. One that does so
-//! [`ATTEMPTS`] times waits for the writer instead. An insert that splits nothing marks one leaf for some ten nanoseconds, and one
-//! that does for as long as it takes to look at the entries that are moved.
+//! [`ATTEMPTS`] times waits for the writer instead. An insert marks one leaf for some ten nanoseconds as a rule; where it splits nodes
+//! or chooses another prefix, for as long as it takes to look at some dozens of entries.
 //!
 //! # Borders
 //! Entries are never removed, and one that is equal to a border does not come a second time. So the border on a leaf's left *is* its

@@ -103,14 +103,7 @@ pub(crate) struct Log {
     syncs: AtomicU64,
     /// Held while files are synced, so that those who come meanwhile share the next sync. Keeps why a sync failed: the
     /// system tells of lost pages once, and would call the next sync of the same file a success.
-    syncing: Mutex<Syncing>,
-}
-
-/// What only the one who syncs may touch.
-#[derive(Default)]
-struct Syncing {
-    failed: Option<Error>,
-    reserved: Reserved,
+    syncing: Mutex<Option<Error>>,
 }
 
 struct Shared {
@@ -129,7 +122,7 @@ struct Shared {
     sealed: BTreeMap<FileNumber, Sealed>,
 }
 
-/// Bytes of a segment. Raised by the writer alone, when what lies before has been written.
+/// Bytes of a segment: written ones, raised by the writer alone when what lies before is there; or reserved ones, raised by the syncer alone.
 #[derive(Debug)]
 struct Length(AtomicU64);
 
@@ -153,6 +146,7 @@ struct Unsynced {
     number: FileNumber,
     file: Arc<dyn LogFile>,
     end: Arc<Length>,
+    /// Up to where room was asked for, so that a sync behind it has only data to write and no new length.
     room: Arc<Length>,
     /// Written to no more: what is reserved behind its end is given back, so that the file is as long as what is in it.
     left: bool,
@@ -162,27 +156,15 @@ impl Unsynced {
     fn point(&self) -> LogPoint {
         LogPoint { segment: self.number, end_bytes: self.end.load() }
     }
-}
 
-/// Room that was asked for in a segment, so that a sync behind it has only data to write and no new length.
-#[derive(Default)]
-struct Reserved {
-    segment: FileNumber,
-    end_bytes: u64,
-}
-
-impl Reserved {
-    /// Before a sync of what lies in `segment` up to `end_bytes`, of which everything up to `synced_bytes` is durable: as much again
+    /// Before a sync of what lies before `end_bytes`, of which everything up to `synced_bytes` is durable: ask for as much again
     /// as there is, within bounds, if the last sync was so close that more of them will fit in there. Syncs that are far apart, as
     /// those of flushes are, gain nothing from it.
-    fn before_sync(&mut self, entry: &Unsynced, synced_bytes: u64, end_bytes: u64) {
-        let segment = entry.number;
-        let room = end_bytes.clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX);
-        let covered = self.segment == segment && end_bytes <= self.end_bytes;
-        if !covered && end_bytes - synced_bytes.min(end_bytes) <= room / 4 {
-            *self = Reserved { segment, end_bytes: end_bytes + room };
-            entry.file.reserve(self.end_bytes);
-            entry.room.raise(self.end_bytes);
+    fn reserve(&self, synced_bytes: u64, end_bytes: u64) {
+        let more = end_bytes.clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX);
+        if end_bytes > self.room.load() && end_bytes - synced_bytes.min(end_bytes) <= more / 4 {
+            self.file.reserve(end_bytes + more);
+            self.room.raise(end_bytes + more);
         }
     }
 }
@@ -207,7 +189,7 @@ pub(crate) struct OpenSegment {
     sealer: SegmentSealer,
     streams: Streams,
     end: Arc<Length>,
-    /// Up to where there is room, as far as it was reserved.
+    /// Up to where the syncer asked for room.
     room: Arc<Length>,
     /// Up to where the room is filled with zeros.
     filled_bytes: u64,
@@ -471,16 +453,16 @@ impl Log {
         self.sync_unless_failed(&mut syncing)
     }
 
-    fn sync_unless_failed(&self, syncing: &mut Syncing) -> Result<()> {
-        if let Some(error) = &syncing.failed {
+    fn sync_unless_failed(&self, failed: &mut Option<Error>) -> Result<()> {
+        if let Some(error) = failed {
             return Err(error.clone());
         }
-        let outcome = self.sync_all(&mut syncing.reserved);
-        syncing.failed = outcome.as_ref().err().cloned();
+        let outcome = self.sync_all();
+        *failed = outcome.as_ref().err().cloned();
         outcome
     }
 
-    fn sync_all(&self, reserved: &mut Reserved) -> Result<()> {
+    fn sync_all(&self) -> Result<()> {
         // What is written by now is synced along with what was asked for.
         let (entries, synced) = {
             let shared = self.shared.lock();
@@ -495,7 +477,7 @@ impl Log {
                 file.cut(point.end_bytes).map_err(lost)?;
             } else {
                 let synced_bytes = if synced.segment == number { synced.end_bytes } else { 0 };
-                reserved.before_sync(&entry, synced_bytes, point.end_bytes);
+                entry.reserve(synced_bytes, point.end_bytes);
             }
             file.sync_to(point.end_bytes).map_err(lost)?;
             let mut shared = self.shared.lock();

@@ -163,6 +163,21 @@ struct Recording {
     file: Arc<dyn LogFile>,
     written: Mutex<Vec<(u64, u64)>>,
     filled: Mutex<Vec<(u64, u64)>>,
+    /// What filling fails with.
+    failure: Mutex<Option<std::io::ErrorKind>>,
+}
+
+impl Recording {
+    /// In place of the file that a world writes to.
+    fn put_before(world: &mut World) -> Arc<Recording> {
+        let segment = world.writer.current.as_mut().unwrap();
+        let inner = segment.file.clone();
+        let [written, filled] = [Mutex::default(), Mutex::default()];
+        let file = Arc::new(Recording { file: inner, written, filled, failure: Mutex::default() });
+        segment.file = file.clone();
+        world.log.shared.lock().unsynced.iter_mut().for_each(|entry| entry.file = file.clone());
+        file
+    }
 }
 
 impl LogFile for Recording {
@@ -176,6 +191,9 @@ impl LogFile for Recording {
 
     fn fill(&self, offset_bytes: u64, len_bytes: u64) -> std::io::Result<()> {
         self.filled.lock().push((offset_bytes, offset_bytes + len_bytes));
+        if let Some(kind) = *self.failure.lock() {
+            return Err(kind.into());
+        }
         self.file.fill(offset_bytes, len_bytes)
     }
 
@@ -197,10 +215,7 @@ impl LogFile for Recording {
 fn room_is_filled_ahead_of_commits_that_are_synced_one_by_one_and_never_behind_them() {
     // Zeros over a group that was acknowledged would lose it. None at all, and each page costs a synced commit a write to the journal.
     let mut world = World::new();
-    let segment = world.writer.current.as_mut().unwrap();
-    let file = Arc::new(Recording { file: segment.file.clone(), written: Mutex::default(), filled: Mutex::default() });
-    segment.file = file.clone();
-    world.log.shared.lock().unsynced.iter_mut().for_each(|entry| entry.file = file.clone());
+    let file = Recording::put_before(&mut world);
     let mut outside = 0;
     for round in 0..1000 {
         let filled = file.filled.lock().last().map_or(0, |&(_, end)| end);
@@ -232,6 +247,27 @@ fn room_is_filled_ahead_of_commits_that_are_synced_one_by_one_and_never_behind_t
     world.sync_and_mark();
     assert_eq!(world.disk.read(world.path(1)).unwrap().len() as u64, end.end_bytes);
     assert_eq!(world.replay_from(synced, false).unwrap().end, world.log.end());
+}
+
+#[test]
+fn no_room_to_fill_costs_nothing_and_any_other_failure_is_the_logs() {
+    // A full disk must not end the log where a commit was in time; a failing one must not be written to as if nothing were.
+    use std::io::ErrorKind::{Other, QuotaExceeded, StorageFull};
+    for (failure, is_the_logs) in [(StorageFull, false), (QuotaExceeded, false), (Other, true)] {
+        let mut world = World::new();
+        let file = Recording::put_before(&mut world);
+        *file.failure.lock() = Some(failure);
+        let mut failed = 0;
+        for _ in 0..100 {
+            world.commit();
+            world.log.sync(world.log.end()).unwrap();
+            let next = Seq::new(world.next_seq).unwrap();
+            failed += u32::from(world.log.mark(&mut world.writer, Epoch(5), next).is_err());
+        }
+        assert!(!file.filled.lock().is_empty());
+        assert_eq!(failed > 0, is_the_logs, "{failure:?}");
+        assert_eq!(world.replay_from(world.log.synced(), false).unwrap().end, world.log.end());
+    }
 }
 
 #[test]
