@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use super::replay::{Replayed, SegmentInput, replay};
+use super::segment::FILL_BYTES;
 use super::*;
 use crate::crypto::Secret;
 use crate::error::ErrorKind;
-use crate::io::Vfs;
 use crate::io::fault::{FaultVfs, Operation, Rule};
 use crate::io::mem::MemVfs;
 use crate::io::sim::Simulation;
+use crate::io::{LogFile, Vfs};
 use crate::keys::KeySet;
 use crate::types::{StoreId, TableId};
 
